@@ -1,0 +1,1 @@
+"""The client: discovery, trust, session, relay. Runs under any Twisted reactor."""

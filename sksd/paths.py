@@ -1,0 +1,106 @@
+"""Where sksd keeps its files: the one place that knows the platform's folders.
+
+The XDG base directory specification; every folder is made with mode 0700 and must belong to the caller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from sksd.errors import CannotWrite
+
+#: A UNIX socket's path is at most 107 bytes (sun_path); this leaves room for `/e/<10 letters>/k-65535`.
+_LONGEST_RUNTIME = 72
+
+
+def home() -> Path:
+    """The caller's home: $HOME, else as the account says."""
+    return Path(os.path.expanduser("~"))
+
+
+def _xdg(variable: str, default: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    value = environ.get(variable, "")
+    # The specification: relative paths are to be ignored.
+    return (Path(value) if os.path.isabs(value) else default) / "sksd"
+
+
+def configuration_file() -> Path:
+    """The configuration of the caller's own daemon."""
+    return _xdg("XDG_CONFIG_HOME", home() / ".config") / "sksd.conf"
+
+
+def state() -> Path:
+    """Certificate, secrets, known hosts, records and logs of the caller."""
+    return _xdg("XDG_STATE_HOME", home() / ".local" / "state")
+
+
+def cache() -> Path:
+    """What may be thrown away at any time, such as names for tab completion."""
+    return _xdg("XDG_CACHE_HOME", home() / ".cache")
+
+
+def runtime() -> Path:
+    """Sockets: $XDG_RUNTIME_DIR/sksd, or a folder under /tmp where that is not set or too long for a socket."""
+    wanted = _xdg("XDG_RUNTIME_DIR", Path(f"/run/user/{os.getuid()}"))
+    if os.path.isdir(wanted.parent) and os.access(wanted.parent, os.W_OK) and len(str(wanted)) <= _LONGEST_RUNTIME:
+        return wanted
+    # Another home, or another runtime folder, is another instance: it must not meet this one's sockets.
+    distinct = hashlib.sha256(f"{wanted}\0{state()}".encode()).hexdigest()[:8]
+    return Path(f"/tmp/sksd-{os.getuid()}-{distinct}")
+
+
+def private(folder: Path) -> Path:
+    """Make `folder` (and its parents) if need be; it must belong to the caller and be closed to everybody else.
+
+    Raises CannotWrite, in words for the user.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = os.lstat(folder)
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+            raise CannotWrite(path=str(folder), problem="it is not a folder of yours")
+        if about.st_mode & 0o077:
+            os.chmod(folder, 0o700)
+    except OSError as error:
+        raise CannotWrite(path=str(folder), problem=error.strerror or str(error)) from None
+    return folder
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write `data` to `path` whole or not at all, mode 0600. Raises OSError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def daemon_note() -> Path:
+    """Where the caller's daemon says how to reach it (a JSON object, `sksd.wire.local`)."""
+    return runtime() / "daemon.json"
+
+
+def token() -> Path:
+    """The local login token of user mode."""
+    return state() / "token"
+
+
+def proxy_socket() -> Path:
+    """Where the caller's proxy listens."""
+    return runtime() / "proxy.sock"
+
+
+def executables() -> Path:
+    """The folder of this interpreter's own executables."""
+    return Path(sys.executable).parent

@@ -1,0 +1,1 @@
+"""The daemon: configuration, TLS, login, discovery, the front door."""

@@ -1,0 +1,324 @@
+"""The shapes of everything that crosses the wire as plain dicts (docs/protocol.md).
+
+`read` checks a dict that came in, `plain` makes the dict that goes out. A request with a field that the receiver
+does not know is refused (it asks for something that would not happen); an answer may bring fields of a newer
+version, which are ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from sksd.errors import BadRequest, Field
+from sksd.wire.names import PROTOCOL
+
+Name = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00\n]*$")]
+Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00\n]*$")]
+Short = Annotated[str, Meta(max_length=255, pattern=r"^[^\x00\n]*$")]
+Secret = Annotated[str, Meta(max_length=4096)]
+Text = Annotated[str, Meta(max_length=65536, pattern=r"^[^\x00]*$")]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of what a client asks."""
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """Base of what comes back."""
+
+
+# -- hello and login --------------------------------------------------------------------------------------------
+
+
+class Hello(Request):
+    """First call on a connection."""
+
+    client: Short = "sksd"
+    version: Short = ""
+    protocols: Annotated[list[int], Meta(max_length=32)] = [PROTOCOL]
+
+
+class Welcome(Answer):
+    """Answer to `Hello`: `protocol` is the version to speak, the highest that both know."""
+
+    protocol: int
+    version: str
+    #: Pretty name, and the name the machine gives itself.
+    name: str
+    hostname: str
+    #: Login methods, as `password`.
+    methods: list[str] = []
+    features: list[str] = []
+
+
+class Login(Request):
+    """Second call on a connection. `user` empty: in user mode the one user there is."""
+
+    method: Name = "password"
+    user: Short = ""
+    password: Secret = ""
+    protocol: int = PROTOCOL
+
+
+class LoggedIn(Answer):
+    """Answer to `Login`; the avatar comes beside it as a reference."""
+
+    user: str
+    guest: bool = False
+
+
+# -- the host ---------------------------------------------------------------------------------------------------
+
+
+class Host(Answer):
+    """What the avatar's `host` answers. Sizes in bytes, load as os.getloadavg()."""
+
+    name: str
+    hostname: str
+    description: str
+    version: str
+    mode: str
+    user: str
+    platform: str
+    python: str
+    cores: int
+    load: list[float]
+    memory_total: int
+    memory_available: int
+    running: int
+    maximum: int
+    fingerprint: str
+    methods: list[str]
+    features: list[str]
+
+
+# -- environments -----------------------------------------------------------------------------------------------
+
+
+class Accept(Request):
+    """One kernel package that a front end can work with: `low <= version < high`, either end open when None.
+
+    Versions are compared as Spyder does it: a pre-release of `high` is inside (docs/protocol.md).
+    """
+
+    package: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    low: Annotated[str, Meta(max_length=64)] | None = None
+    high: Annotated[str, Meta(max_length=64)] | None = None
+
+
+Accepts = Annotated[list[Accept], Meta(max_length=16)]
+
+
+class EnvironmentsQuery(Request):
+    """`accepts` in order of preference; empty means any spyder-kernels, then any ipykernel."""
+
+    accepts: Accepts = []
+
+
+class Kernel(Answer):
+    """The kernel package found in an environment, as `spyder-kernels` `3.1.6`."""
+
+    package: str
+    version: str
+
+
+class Environment(Answer):
+    """One environment of a listing.
+
+    `name` is unique in a listing and can be given back as the request's environment, as can `prefix`. `kind`:
+    conda, venv, pixi or python (an interpreter's own prefix). `python` is None when there is none. `fits`: a
+    kernel that the front end accepts can start here; else `reason` says why not. `own`: sksd itself runs in it.
+    """
+
+    name: str
+    prefix: str
+    kind: str
+    python: str | None
+    kernel: Kernel | None
+    fits: bool
+    reason: str | None = None
+    own: bool = False
+
+
+class Environments(Answer):
+    """A listing, in a fixed order: sksd's own first, then by source and name."""
+
+    environments: list[Environment]
+
+
+# -- engines ----------------------------------------------------------------------------------------------------
+
+
+class SpinUp(Request):
+    """Start an engine.
+
+    `environment`: a name of the listing, an absolute prefix, or the absolute path of a Python. `cwd`: absolute;
+    None is the home. `variables` are added to the activated environment (None value: removed). `linger`: seconds
+    after which an engine that no link is attached to is stopped (None: never). `timeout`: seconds the kernel has
+    to answer its first kernel_info_request. `label`: free text for listings.
+    """
+
+    environment: Path
+    accepts: Accepts = []
+    cwd: Path | None = None
+    variables: Annotated[dict[Name, Text | None], Meta(max_length=1000)] = {}
+    linger: Seconds | None = None
+    timeout: Annotated[float, Meta(gt=0, le=3600)] = 60.0
+    label: Short = ""
+
+
+class Engine(Answer):
+    """One engine. `started`: ISO 8601 in UTC. `state`: starting, running, restarting, stopping or dead; when dead
+    `reason` says how ("exit code 1", "killed by SIGKILL", "stopped") and `exit_code` or `signal` give the number.
+    `links`: front ends' links attached now."""
+
+    id: str
+    environment: str
+    prefix: str
+    python: str | None
+    kernel: Kernel
+    state: str
+    started: str
+    pid: int | None = None
+    cwd: str = ""
+    label: str = ""
+    links: int = 0
+    reason: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+class Unmet(Answer):
+    """One requirement that an environment does not meet, and what would mend it."""
+
+    requirement: str
+    found: str | None
+    mend: str
+
+
+class Outcome(Answer):
+    """The answer to `SpinUp`: `outcome` is one of the five words of `sksd.wire.names`.
+
+    started...: `engine` and `ticket` are set. Incompatible: `unmet` and `message`. Refused: `code`, `message` and
+    `fields` of the error (sksd.errors).
+    """
+
+    outcome: str
+    engine: Engine | None = None
+    ticket: Ticket | None = None
+    unmet: list[Unmet] = []
+    code: str | None = None
+    message: str | None = None
+    fields: dict[str, Field] = {}
+
+
+class Ticket(Answer):
+    """What opens a link to one engine (docs/link.md): a bearer secret, good for as long as the engine lives.
+
+    `key` and `kernel_name` belong into the local connection file (signature scheme hmac-sha256).
+    """
+
+    ticket: str
+    engine: str
+    key: str
+    kernel_name: str
+
+
+class EngineQuery(Request):
+    """Names one engine by its whole id."""
+
+    engine: Annotated[str, Meta(pattern=r"^[a-z0-9]{1,32}$")]
+
+
+class Shutdown(EngineQuery):
+    """`grace`: seconds the kernel has to end by itself before it is killed."""
+
+    grace: Annotated[float, Meta(ge=0, le=600)] = 5.0
+
+
+class LogQuery(EngineQuery):
+    """A page of an engine's log from byte `offset`; negative counts from the end."""
+
+    offset: int = 0
+    limit: Annotated[int, Meta(ge=1, le=262144)] = 65536
+
+
+class LogPage(Answer):
+    """`text`: decoded with replacement characters; `next`: the offset to go on from; `end`: nothing more now.
+
+    Offsets count all bytes ever written; what the bounded log has dropped is skipped, and `offset` says where the
+    text really begins.
+    """
+
+    text: str
+    offset: Count
+    next: Count
+    end: bool
+
+
+class Engines(Answer):
+    """A listing, oldest first."""
+
+    engines: list[Engine]
+
+
+class Progress(Answer):
+    """What an observer is told while a call is under way: `step` is one word, `message` a sentence."""
+
+    step: str
+    message: str
+    done: int | None = None
+    total: int | None = None
+
+
+class Event(Answer):
+    """What the client's mind is told: `event` is `engine`, and `engine` its new state."""
+
+    event: str
+    engine: Engine | None = None
+
+
+class Nothing(Answer):
+    """An answer without content."""
+
+
+# -- between daemon and proxy -----------------------------------------------------------------------------------
+
+
+class Settings(Request):
+    """What the daemon's configuration says to a proxy, sent once a connection."""
+
+    exclude: list[str] = []
+    paths: list[str] = []
+    log_size: Annotated[int, Meta(ge=4096)] = 1024 * 1024
+
+
+class ProxyInfo(Answer):
+    """The proxy's answer to `Settings`."""
+
+    protocol: int
+    version: str
+    pid: int
+    engines: list[Engine]
+
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+def read(shape: type[M], value: object) -> M:
+    """`value`, a plain dict from the wire, as a `shape`; raises BadRequest with the place and the reason."""
+    try:
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError as error:
+        raise BadRequest(problem=str(error)) from None
+
+
+def plain(message: msgspec.Struct) -> dict[str, Any]:
+    """`message` as the fresh tree of dicts, lists and scalars that the broker carries."""
+    result: dict[str, Any] = msgspec.to_builtins(message)
+    return result

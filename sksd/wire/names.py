@@ -1,0 +1,35 @@
+"""The names and numbers that cross the wire (docs/protocol.md)."""
+
+from typing import Final
+
+#: Version of the Perspective Broker part of the protocol; `hello` agrees on one.
+PROTOCOL: Final = 1
+PROTOCOLS: Final = (1,)
+
+#: ALPN names (RFC 7301). No ALPN at all means Perspective Broker.
+ALPN_PB: Final = b"sksd-pb/1"
+ALPN_LINK: Final = b"sksd-link/1"
+
+#: On the UNIX socket of a proxy there is no ALPN: the first line says the same.
+PREAMBLE_PB: Final = ALPN_PB + b"\n"
+PREAMBLE_LINK: Final = ALPN_LINK + b"\n"
+
+#: Zeroconf service type (RFC 6763).
+SERVICE_TYPE: Final = "_sksd._tcp.local."
+
+METHOD_PASSWORD: Final = "password"
+
+STARTED: Final = "started"
+STARTED_AS_GUEST: Final = "started as guest"
+CREATED: Final = "environment created, started"
+INCOMPATIBLE: Final = "environment incompatible"
+REFUSED: Final = "refused"
+
+#: States of an engine.
+STARTING: Final = "starting"
+RUNNING: Final = "running"
+RESTARTING: Final = "restarting"
+STOPPING: Final = "stopping"
+DEAD: Final = "dead"
+
+FEATURES: Final = ("environments", "engines", "links")
