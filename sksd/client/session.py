@@ -1,0 +1,287 @@
+"""A person's connection to a host: everything the avatar offers, as coroutines.
+
+Runs under any Twisted reactor, so the command line and the Spyder plugin share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar, cast
+
+from twisted.internet import defer, endpoints, error, protocol
+from twisted.internet.interfaces import IProtocol
+from twisted.python.failure import Failure
+from twisted.spread import pb
+
+from sksd import __version__
+from sksd.client.tls import Creator
+from sksd.errors import HostGone, SksdError, TimedOut, Unreachable
+from sksd.wire import messages
+from sksd.wire.broker import BrokerFactory, LimitedBroker, Remote
+from sksd.wire.calls import Caller
+from sksd.wire.handshake import AfterHandshake
+from sksd.wire.names import ALPN_LINK, ALPN_PB
+
+#: Seconds to connect, and again for TLS and the first call.
+CONNECT_TIMEOUT: Final = 10.0
+
+P = TypeVar("P", bound=protocol.Protocol)
+
+
+class Route(Protocol):
+    """How to reach one host (`sksd.client.hosts.Target` is one)."""
+
+    name: str
+    address: str
+    port: int
+
+    def creator(self, alpn: bytes) -> Creator:
+        """TLS for one connection; raises KnownHostsBroken or CertificateRefused."""
+
+
+async def _open(reactor: Any, route: Route, alpn: bytes, build: Callable[[], P], timeout: float) -> P:
+    """TCP and TLS to `route`; returns `build()` once the handshake is over. Raises Unreachable, TimedOut and the
+    errors of the certificate."""
+    creator = route.creator(alpn)
+    shaken: defer.Deferred[P] = defer.Deferred()
+
+    def choose(_: bytes | None) -> protocol.Protocol:
+        inner = build()
+        # The protocol must be connected before anybody uses it.
+        reactor.callLater(0, shaken.callback, inner)
+        return inner
+
+    def lost(reason: Failure) -> None:
+        if not shaken.called:
+            shaken.errback(Failure(creator.explain(reason)))
+
+    factory = protocol.Factory.forProtocol(lambda: cast(IProtocol, AfterHandshake(choose, lost)))
+    factory.noisy = False
+    place = f"{route.address}:{route.port}"
+    endpoint = endpoints.wrapClientTLS(
+        cast(Any, creator), endpoints.HostnameEndpoint(reactor, route.address, route.port, timeout=timeout)
+    )
+    try:
+        connected = await endpoint.connect(factory)
+    except error.ConnectError as failed:
+        raise Unreachable(host=route.name, address=place, problem=_reason(failed)) from None
+    except (error.DNSLookupError, ValueError):
+        raise Unreachable(host=route.name, address=place, problem="no such name") from None
+    try:
+        return await shaken.addTimeout(timeout, reactor)
+    except defer.TimeoutError:
+        cast(Any, connected).transport.abortConnection()
+        raise TimedOut(host=route.name, seconds=timeout) from None
+
+
+def _reason(failed: error.ConnectError) -> str:
+    if isinstance(failed, error.ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(failed, error.TimeoutError):
+        return "no answer"
+    return (failed.args[0] if failed.args and isinstance(failed.args[0], str) else "") or "no route"
+
+
+class _Mind(Remote):
+    def __init__(self, told: Callable[[messages.Event], None]) -> None:
+        self._told = told
+
+    async def remote_event(self, request: dict[str, Any]) -> messages.Nothing:
+        self._told(messages.read(messages.Event, request))
+        return messages.Nothing()
+
+
+class _Observer(Remote):
+    def __init__(self, told: Callable[[messages.Progress], None]) -> None:
+        self._told = told
+
+    async def remote_progress(self, request: dict[str, Any]) -> messages.Nothing:
+        self._told(messages.read(messages.Progress, request))
+        return messages.Nothing()
+
+
+class Connection:
+    """A connection to a host before login: `welcome` is what the host said to hello."""
+
+    def __init__(self, reactor: Any, route: Route, broker: LimitedBroker) -> None:
+        self.route = route
+        self.welcome: messages.Welcome
+        self._reactor = reactor
+        self._broker = broker
+        self._root = broker.remoteForName("root")
+        self._caller = Caller(reactor, route.name)
+
+    async def _hello(self, timeout: float) -> None:
+        hello = messages.Hello(version=__version__)
+        self.welcome = await self._caller.call(self._root, "hello", hello, messages.Welcome, timeout=timeout)
+
+    async def login(self, user: str, password: str, method: str = "password") -> Session:
+        """Log in; raises LoginRefused, LoginMethod, NotAllowed. After three refusals the host hangs up."""
+        session = Session(self._reactor, self.route, self._broker, self._caller, self.welcome)
+        request = messages.Login(method=method, user=user, password=password, protocol=self.welcome.protocol)
+        logged_in, avatar = await self._caller.call_for(
+            self._root, "login", request, messages.LoggedIn, _Mind(session._told)
+        )
+        session._begin(logged_in.user, cast(pb.RemoteReference, avatar))
+        return session
+
+    async def close(self) -> None:
+        """Hang up; returns when the connection is gone."""
+        await _close(self._broker)
+
+
+async def connect(reactor: Any, route: Route, timeout: float = CONNECT_TIMEOUT) -> Connection:
+    """Connect to a host and say hello.
+
+    Raises Unreachable, TimedOut, NotSksd, ProtocolMismatch and the errors of the certificate.
+    """
+    agreed: defer.Deferred[None] = defer.Deferred()
+    brokers = BrokerFactory(on_ready=lambda _: agreed.callback(None))
+
+    def build() -> LimitedBroker:
+        broker = brokers.build(True, trusted=True)
+
+        def gone() -> None:
+            if not agreed.called:
+                agreed.errback(Failure(HostGone(host=route.name, problem=broker.dropped or "it closed it")))
+
+        broker.notifyOnDisconnect(gone)
+        return broker
+
+    broker = await _open(reactor, route, ALPN_PB, build, timeout)
+    try:
+        await agreed.addTimeout(timeout, reactor)
+        connection = Connection(reactor, route, broker)
+        await connection._hello(timeout)
+    except defer.TimeoutError:
+        broker.transport.abortConnection()
+        raise TimedOut(host=route.name, seconds=timeout) from None
+    except SksdError:
+        broker.transport.abortConnection()
+        raise
+    return connection
+
+
+async def open_link(reactor: Any, route: Route, build: Callable[[], P], timeout: float = CONNECT_TIMEOUT) -> P:
+    """Connect for a link; returns `build()`, the protocol that says HELLO (docs/link.md). Raises as `connect`."""
+    return await _open(reactor, route, ALPN_LINK, build, timeout)
+
+
+async def _close(broker: LimitedBroker) -> None:
+    if broker.disconnected:
+        return
+    gone: defer.Deferred[None] = defer.Deferred()
+    broker.notifyOnDisconnect(lambda: gone.callback(None))
+    broker.transport.loseConnection()
+    await gone
+
+
+class Session:
+    """A logged-in connection. Closing it detaches; engines go on.
+
+    `on_event` is called with each `messages.Event` (an engine's new state), `on_gone` once when the connection has
+    ended in whatever way.
+    """
+
+    def __init__(
+        self, reactor: Any, route: Route, broker: LimitedBroker, caller: Caller, welcome: messages.Welcome
+    ) -> None:
+        self.route = route
+        self.welcome = welcome
+        self.user = ""
+        self.on_event: Callable[[messages.Event], None] = lambda _: None
+        self.on_gone: Callable[[], None] = lambda: None
+        self._reactor = reactor
+        self._broker = broker
+        self._caller = caller
+        self._avatar: pb.RemoteReference
+
+    def _begin(self, user: str, avatar: pb.RemoteReference) -> None:
+        self.user = user
+        self._avatar = avatar
+        self._broker.notifyOnDisconnect(lambda: self.on_gone())
+
+    def _told(self, event: messages.Event) -> None:
+        self.on_event(event)
+
+    async def host(self) -> messages.Host:
+        """What the host is and offers."""
+        return await self._caller.call(self._avatar, "host", messages.Nothing(), messages.Host)
+
+    async def environments(self, accepts: list[messages.Accept] | None = None) -> list[messages.Environment]:
+        """The environments there, judged by what this front end accepts (None: any known kernel)."""
+        query = messages.EnvironmentsQuery(accepts=accepts or [])
+        answer = await self._caller.call(self._avatar, "environments", query, messages.Environments)
+        return answer.environments
+
+    async def spin_up(
+        self, wish: messages.SpinUp, progress: Callable[[messages.Progress], None] | None = None
+    ) -> messages.Outcome:
+        """Start an engine; one of the five outcomes. `progress` is called while it takes its time."""
+        observer = _Observer(progress) if progress is not None else None
+        outcome = await self._caller.call(
+            self._avatar, "spin_up", wish, messages.Outcome, observer, timeout=wish.timeout + 60
+        )
+        if outcome.code is not None:
+            # The host does not know what this person calls it.
+            sent = {"code": outcome.code, "message": outcome.message, "fields": outcome.fields}
+            outcome.message = str(self._caller.error(sent))
+        return outcome
+
+    async def engines(self) -> list[messages.Engine]:
+        """This person's engines there, oldest first."""
+        answer = await self._caller.call(self._avatar, "engines", messages.Nothing(), messages.Engines)
+        return answer.engines
+
+    async def engine(self, engine: str) -> EngineSession:
+        """One engine by its whole id; raises NoSuchEngine."""
+        query = messages.EngineQuery(engine=engine)
+        _, reference = await self._caller.call_for(self._avatar, "engine", query, messages.Engine)
+        return EngineSession(self._caller, cast(pb.RemoteReference, reference), engine)
+
+    async def ping(self, timeout: float = CONNECT_TIMEOUT) -> None:
+        """Raises TimedOut or HostGone when the host does not answer."""
+        await self._caller.call(self._avatar, "ping", messages.Nothing(), messages.Nothing, timeout=timeout)
+
+    async def close(self) -> None:
+        """Hang up; returns when the connection is gone."""
+        await _close(self._broker)
+
+
+class EngineSession:
+    """One engine of a session."""
+
+    def __init__(self, caller: Caller, reference: pb.RemoteReference, engine: str) -> None:
+        self.id = engine
+        self._caller = caller
+        self._reference = reference
+
+    async def _call(self, name: str, request: Any, answer: type[Any], timeout: float = 60.0) -> Any:
+        return await self._caller.call(self._reference, name, request, answer, timeout=timeout)
+
+    async def info(self) -> messages.Engine:
+        """Its state now."""
+        return cast(messages.Engine, await self._call("info", messages.Nothing(), messages.Engine))
+
+    async def interrupt(self) -> messages.Engine:
+        """SIGINT to what it computes."""
+        return cast(messages.Engine, await self._call("interrupt", messages.Nothing(), messages.Engine))
+
+    async def restart(self, grace: float = 5.0) -> messages.Engine:
+        """A new kernel in its place; returns when it is ready. Raises KernelDied, KernelSilent."""
+        request = messages.Shutdown(engine=self.id, grace=grace)
+        return cast(messages.Engine, await self._call("restart", request, messages.Engine, grace + 120))
+
+    async def shutdown(self, grace: float = 5.0) -> messages.Engine:
+        """End it; returns when it has ended."""
+        request = messages.Shutdown(engine=self.id, grace=grace)
+        return cast(messages.Engine, await self._call("shutdown", request, messages.Engine, grace + 60))
+
+    async def log(self, offset: int = 0, limit: int = 65536) -> messages.LogPage:
+        """A page of its log."""
+        request = messages.LogQuery(engine=self.id, offset=offset, limit=limit)
+        return cast(messages.LogPage, await self._call("log", request, messages.LogPage))
+
+    async def ticket(self) -> messages.Ticket:
+        """What opens a link to it."""
+        return cast(messages.Ticket, await self._call("ticket", messages.Nothing(), messages.Ticket))

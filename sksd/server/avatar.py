@@ -1,0 +1,174 @@
+"""What a logged-in person holds, and what it hands out for each engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+from twisted.spread import pb
+from zope.interface import implementer
+
+from sksd.errors import KernelLimit, SksdError
+from sksd.interfaces import IAvatar
+from sksd.server.proxies import UserProxy
+from sksd.wire import messages, names
+from sksd.wire.broker import Remote
+
+log = Logger()
+
+#: Seconds that a call may take in the proxy beyond what the kernel itself is given.
+_MARGIN = 30.0
+
+
+class Observer(Remote):
+    """Hands a proxy's progress on to the observer that the client gave."""
+
+    def __init__(self, theirs: pb.RemoteReference) -> None:
+        self._theirs = theirs
+
+    async def remote_progress(self, request: dict[str, Any]) -> messages.Nothing:
+        """Called by the proxy while it works."""
+        tell(self._theirs, "progress", messages.read(messages.Progress, request))
+        return messages.Nothing()
+
+
+def tell(listener: pb.RemoteReference, name: str, message: Any) -> None:
+    """Call a listener without waiting for it; one that is gone does not matter."""
+    try:
+        waiting = listener.callRemote(name, messages.plain(message))
+    except pb.DeadReferenceError:
+        return
+    waiting.addErrback(lambda _: None)
+
+
+@implementer(IAvatar)
+class Avatar(Remote):
+    """One login of one person. Logging out detaches; it never ends an engine.
+
+    `describe(user)` makes the answer to `host`; `room()` raises KernelLimit when the host is full; `ticket(user,
+    engine)` makes a link's ticket.
+    """
+
+    def __init__(
+        self,
+        user: str,
+        mind: pb.RemoteReference | None,
+        proxy: UserProxy,
+        describe: Callable[[str], messages.Host],
+        room: Callable[[], None],
+        ticket: Callable[[str, str], str],
+    ) -> None:
+        self.user = user
+        self._mind = mind
+        self._proxy = proxy
+        self._describe = describe
+        self._room = room
+        self._ticket = ticket
+        proxy.listeners.add(self._event)
+
+    def logout(self) -> None:
+        """Called when the connection is gone."""
+        self._proxy.listeners.discard(self._event)
+        self._mind = None
+
+    def _event(self, event: messages.Event) -> None:
+        if self._mind is not None:
+            tell(self._mind, "event", event)
+
+    async def remote_ping(self, request: dict[str, Any]) -> messages.Nothing:
+        """Called by clients that want to know that the daemon lives."""
+        return messages.Nothing()
+
+    async def remote_host(self, request: dict[str, Any]) -> messages.Host:
+        """What this host is and offers."""
+        return self._describe(self.user)
+
+    async def remote_environments(self, request: dict[str, Any]) -> messages.Environments:
+        """The person's environments, read afresh."""
+        query = messages.read(messages.EnvironmentsQuery, request)
+        return await self._proxy.call("environments", query, messages.Environments)
+
+    async def remote_spin_up(
+        self, request: dict[str, Any], observer: pb.RemoteReference | None = None
+    ) -> messages.Outcome:
+        """Start an engine: one of the five outcomes. What the host refuses is an outcome, not an error."""
+        wish = messages.read(messages.SpinUp, request)
+        relayed = Observer(observer) if observer is not None else None
+        try:
+            self._room()
+            outcome = await self._proxy.call(
+                "spin_up", wish, messages.Outcome, relayed, timeout=wish.timeout + _MARGIN
+            )
+        except SksdError as error:
+            return messages.Outcome(
+                outcome=names.REFUSED, code=error.code, message=str(error), fields=error.fields
+            )
+        if outcome.ticket is not None:
+            outcome.ticket.ticket = self._ticket(self.user, outcome.ticket.engine)
+        return outcome
+
+    async def remote_engines(self, request: dict[str, Any]) -> messages.Engines:
+        """The person's engines, oldest first."""
+        return await self._proxy.call("engines", messages.Nothing(), messages.Engines)
+
+    async def remote_engine(self, request: dict[str, Any]) -> tuple[messages.Engine, Remote]:
+        """One engine: its state, and beside it the object to work it with."""
+        query = messages.read(messages.EngineQuery, request)
+        engine = await self._proxy.call("info", query, messages.Engine)
+        return engine, EngineReference(self._proxy, self.user, engine.id, self._ticket)
+
+
+class EngineReference(Remote):
+    """One engine in the hands of one login."""
+
+    def __init__(self, proxy: UserProxy, user: str, engine: str, ticket: Callable[[str, str], str]) -> None:
+        self._proxy = proxy
+        self._user = user
+        self._engine = engine
+        self._ticket = ticket
+
+    def _query(self, request: dict[str, Any], shape: type[Any]) -> Any:
+        return messages.read(shape, {**request, "engine": self._engine})
+
+    async def remote_info(self, request: dict[str, Any]) -> messages.Engine:
+        """The engine's state now."""
+        query = self._query(request, messages.EngineQuery)
+        return await self._proxy.call("info", query, messages.Engine)
+
+    async def remote_interrupt(self, request: dict[str, Any]) -> messages.Engine:
+        """SIGINT to the kernel and what it started."""
+        query = self._query(request, messages.EngineQuery)
+        return await self._proxy.call("interrupt", query, messages.Engine)
+
+    async def remote_restart(self, request: dict[str, Any]) -> messages.Engine:
+        """A new kernel process on the same sockets and key; answers when it is ready."""
+        query = self._query(request, messages.Shutdown)
+        return await self._proxy.call("restart", query, messages.Engine, timeout=query.grace + 60 + _MARGIN)
+
+    async def remote_shutdown(self, request: dict[str, Any]) -> messages.Engine:
+        """Stop the kernel; answers when it and all it started have ended."""
+        query = self._query(request, messages.Shutdown)
+        return await self._proxy.call("shutdown", query, messages.Engine, timeout=query.grace + _MARGIN)
+
+    async def remote_log(self, request: dict[str, Any]) -> messages.LogPage:
+        """A page of what the kernel process wrote to its own stdout and stderr."""
+        query = self._query(request, messages.LogQuery)
+        return await self._proxy.call("log", query, messages.LogPage)
+
+    async def remote_ticket(self, request: dict[str, Any]) -> messages.Ticket:
+        """What opens a link to this engine."""
+        query = self._query(request, messages.EngineQuery)
+        ticket = await self._proxy.call("ticket", query, messages.Ticket)
+        ticket.ticket = self._ticket(self._user, self._engine)
+        return ticket
+
+
+def refuse_beyond(limit: int, running: Callable[[], int]) -> Callable[[], None]:
+    """The check that a host with `limit` kernels makes before each start."""
+
+    def room() -> None:
+        if running() >= limit:
+            raise KernelLimit(limit=limit)
+
+    return room

@@ -1,0 +1,123 @@
+"""Links through the daemon: the ticket is read, then bytes are passed on (docs/link.md, "Through the daemon")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import defer, protocol
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from sksd.errors import InternalError, SksdError
+from sksd.link.hello import FirstFrame, Hello, goodbye_frame, hello_to_proxy
+from sksd.wire.names import PREAMBLE_LINK
+
+log = Logger()
+
+
+class LinkDoor(protocol.Protocol):
+    """The client's end of a link in the daemon.
+
+    `check(ticket)` answers (user, engine) or raises TicketRefused; `reach(user)` answers the endpoint of the user's
+    proxy; `on_login` is told once the ticket was good.
+    """
+
+    transport: Any
+
+    def __init__(
+        self,
+        check: Callable[[str], tuple[str, str]],
+        reach: Callable[[str], Any],
+        on_login: Callable[[], None],
+    ) -> None:
+        self._check = check
+        self._reach = reach
+        self._on_login = on_login
+        self._first: FirstFrame | None = FirstFrame()
+        self._waiting = b""
+        self._proxy: _ProxyEnd | None = None
+        self._gone = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """Reads the first frame, then passes on."""
+        if self._proxy is not None:
+            self._proxy.transport.write(data)
+            return
+        if self._first is None:
+            self._waiting += data
+            return
+        try:
+            found = self._first.feed(data)
+            if found is None:
+                return
+            hello, self._waiting = found
+            self._first = None
+            user, engine = self._check(hello.ticket)
+        except SksdError as error:
+            self._refuse(error)
+            return
+        self._on_login()
+        # Until the proxy is reached nothing more is taken from the client, so what waits stays small.
+        self.transport.pauseProducing()
+        joined = defer.ensureDeferred(self._join(user, engine, hello))
+        joined.addErrback(self._failed)
+
+    async def _join(self, user: str, engine: str, hello: Hello) -> None:
+        endpoint: IStreamClientEndpoint = await self._reach(user)
+        factory = protocol.Factory.forProtocol(lambda: _ProxyEnd(self))
+        factory.noisy = False
+        end: Any = await endpoint.connect(factory)
+        if self._gone:
+            end.transport.abortConnection()
+            return
+        end.transport.write(PREAMBLE_LINK + hello_to_proxy(hello, engine) + self._waiting)
+        self._waiting = b""
+        self._proxy = end
+        # Each side is read only as fast as the other takes it.
+        end.transport.registerProducer(self.transport, True)
+        self.transport.registerProducer(end.transport, True)
+        self.transport.resumeProducing()
+
+    def _failed(self, failure: Failure) -> None:
+        error = failure.value
+        if not isinstance(error, SksdError):
+            log.failure("a link could not be joined", failure=failure)
+            error = InternalError(log_id="link")
+        self._refuse(error)
+
+    def _refuse(self, error: SksdError) -> None:
+        if not self._gone:
+            self._first = FirstFrame()
+            self.transport.resumeProducing()
+            self.transport.write(goodbye_frame(error))
+            self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
+        """The client is gone: so is its connection to the proxy."""
+        self._gone = True
+        if self._proxy is not None:
+            end, self._proxy = self._proxy, None
+            end.transport.unregisterProducer()
+            end.transport.loseConnection()
+
+    def proxy_lost(self) -> None:
+        """The proxy has closed its end, after all it had to say."""
+        self._proxy = None
+        if not self._gone:
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+
+
+class _ProxyEnd(protocol.Protocol):
+    transport: Any
+
+    def __init__(self, client: LinkDoor) -> None:
+        self._client = client
+
+    def dataReceived(self, data: bytes) -> None:
+        self._client.transport.write(data)
+
+    def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
+        self._client.proxy_lost()

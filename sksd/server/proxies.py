@@ -1,0 +1,178 @@
+"""A person's proxy, as the daemon sees it: reached when first needed, listened to, reached again when it was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from twisted.internet import defer, protocol
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.logger import Logger
+from twisted.spread import pb
+
+from sksd import __version__
+from sksd.errors import ProxyFailed, ProxyLost, SksdError
+from sksd.interfaces import IGate
+from sksd.wire import messages
+from sksd.wire.broker import BrokerFactory, LimitedBroker, Remote
+from sksd.wire.calls import Caller
+from sksd.wire.names import DEAD, PREAMBLE_PB, PROTOCOL
+
+log = Logger()
+
+#: Seconds a proxy has to answer its first call.
+FIRST_CALL: Final = 15.0
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+class _Connecting(protocol.Factory):
+    """Speaks the preamble, then Perspective Broker; `ready` fires with the broker."""
+
+    noisy = False
+
+    def __init__(self) -> None:
+        self.ready: defer.Deferred[LimitedBroker] = defer.Deferred()
+        self._brokers = BrokerFactory(on_ready=self._agreed)
+
+    def _agreed(self, broker: LimitedBroker) -> None:
+        self.ready.callback(broker)
+
+    def buildProtocol(self, addr: Any) -> LimitedBroker:
+        broker = self._brokers.build(True, trusted=True)
+        made = broker.connectionMade
+
+        def connection_made() -> None:
+            broker.transport.write(PREAMBLE_PB)
+            made()
+
+        broker.connectionMade = connection_made  # type: ignore[method-assign]
+        broker.notifyOnDisconnect(self._gone)
+        return broker
+
+    def _gone(self) -> None:
+        if not self.ready.called:
+            self.ready.errback(ConnectionError("it closed the connection"))
+
+
+class _Listener(Remote):
+    def __init__(self, told: Callable[[messages.Event], None]) -> None:
+        self._told = told
+
+    async def remote_event(self, request: dict[str, Any]) -> messages.Nothing:
+        self._told(messages.read(messages.Event, request))
+        return messages.Nothing()
+
+
+class UserProxy:
+    """One user's proxy. `changed` is called whenever the number of running engines may be another."""
+
+    def __init__(
+        self, reactor: Any, gate: IGate, user: str, settings: messages.Settings, changed: Callable[[], None]
+    ) -> None:
+        self.user = user
+        #: Called with each Event of the proxy: the avatars of this user.
+        self.listeners: set[Callable[[messages.Event], None]] = set()
+        #: Ids of the engines that run, as far as the proxy has told.
+        self.running: set[str] = set()
+        self._reactor = reactor
+        self._gate = gate
+        self._settings = settings
+        self._changed = changed
+        self._root: pb.RemoteReference | None = None
+        self._reaching: list[defer.Deferred[None]] | None = None
+        self._stopping = False
+        self._caller = Caller(reactor, "the host", gone=ProxyLost, user=user)
+
+    async def call(
+        self,
+        name: str,
+        request: msgspec.Struct,
+        answer: type[M],
+        *references: pb.Referenceable | None,
+        timeout: float = 30.0,
+    ) -> M:
+        """A call of the proxy's root, which is reached (and started) first if need be.
+
+        Raises what the proxy raised, ProxyFailed when it cannot be had, ProxyLost when it ended meanwhile.
+        """
+        root = await self.reach()
+        return await self._caller.call(root, name, request, answer, *references, timeout=timeout)
+
+    async def reach(self) -> pb.RemoteReference:
+        """The proxy's root; callers that come while it is being reached share one attempt."""
+        if self._root is not None:
+            return self._root
+        if self._reaching is not None:
+            turn: defer.Deferred[None] = defer.Deferred()
+            self._reaching.append(turn)
+            await turn
+            return await self.reach()
+        self._reaching = []
+        try:
+            return await self._reach()
+        finally:
+            waiting, self._reaching = self._reaching, None
+            for turn in waiting:
+                turn.callback(None)
+
+    async def _reach(self) -> pb.RemoteReference:
+        factory = _Connecting()
+        try:
+            endpoint = await self._gate.endpoint(self.user)
+            await endpoint.connect(factory)
+            broker = await factory.ready.addTimeout(FIRST_CALL, self._reactor)
+        except SksdError:
+            raise
+        except Exception as error:
+            raise ProxyFailed(user=self.user, problem=str(error) or type(error).__name__) from None
+        root = broker.remoteForName("root")
+        info = await self._caller.call(
+            root, "settings", self._settings, messages.ProxyInfo, _Listener(self._told), timeout=FIRST_CALL
+        )
+        if info.protocol != PROTOCOL or info.version != __version__:
+            log.info(
+                "the proxy of {user} is of version {theirs}, this is {ours}",
+                user=self.user,
+                theirs=info.version,
+                ours=__version__,
+            )
+        broker.notifyOnDisconnect(self._lost)
+        self._broker, self._root = broker, root
+        self.running = {engine.id for engine in info.engines if engine.state != DEAD}
+        self._changed()
+        return root
+
+    async def link_endpoint(self) -> IStreamClientEndpoint:
+        """Where a link to one of this user's engines goes on."""
+        await self.reach()
+        endpoint: IStreamClientEndpoint = await self._gate.endpoint(self.user)
+        return endpoint
+
+    def disconnect(self) -> None:
+        """Called when the daemon stops; a proxy without engines then ends by itself."""
+        self._stopping = True
+        if self._root is not None:
+            self._broker.transport.loseConnection()
+
+    def _told(self, event: messages.Event) -> None:
+        if event.engine is not None:
+            before = len(self.running)
+            (self.running.discard if event.engine.state == DEAD else self.running.add)(event.engine.id)
+            if len(self.running) != before:
+                self._changed()
+        for listener in list(self.listeners):
+            listener(event)
+
+    def _lost(self) -> None:
+        self._root = None
+        had_engines, self.running = bool(self.running), set()
+        if self._stopping:
+            return
+        log.info("the proxy of {user} is gone", user=self.user)
+        self._changed()
+        if had_engines:
+            # A new one adopts the engines, so that their deaths go on being told.
+            again = defer.ensureDeferred(self.reach())
+            again.addErrback(lambda failure: log.error("{why}", why=failure.getErrorMessage()))

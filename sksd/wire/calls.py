@@ -1,0 +1,83 @@
+"""One way to call the other side: timeout, translation of errors, checked answer."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+import msgspec
+from twisted.internet import defer
+from twisted.internet.interfaces import IReactorTime
+from twisted.spread import pb
+
+from sksd.errors import HostGone, SksdError, TimedOut, from_code
+from sksd.wire.broker import LimitedBroker
+from sksd.wire.messages import plain, read
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+class Caller:
+    """Calls on the objects of one connection.
+
+    `host` is what the person calls the other side; it goes into every error. `gone` is the class of error for a
+    lost connection.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, host: str, gone: type[SksdError] = HostGone, **fields: str
+    ) -> None:
+        self._clock = clock
+        self.host = host
+        self._gone = gone
+        self._fields = fields
+
+    async def call(
+        self,
+        reference: pb.RemoteReference,
+        name: str,
+        request: msgspec.Struct,
+        answer: type[M],
+        *references: pb.Referenceable | None,
+        timeout: float | None = 30.0,
+    ) -> M:
+        """`reference.name(request)` as an `answer`; raises the SksdError the other side sent, TimedOut after
+        `timeout` s, or `gone` when the connection is or goes down."""
+        message, _ = await self.call_for(
+            reference, name, request, answer, *references, timeout=timeout
+        )
+        return message
+
+    async def call_for(
+        self,
+        reference: pb.RemoteReference,
+        name: str,
+        request: msgspec.Struct,
+        answer: type[M],
+        *references: pb.Referenceable | None,
+        timeout: float | None = 30.0,
+    ) -> tuple[M, pb.RemoteReference | None]:
+        """As `call`, for calls whose answer brings an object beside it."""
+        given = [each for each in references if each is not None]
+        try:
+            broker = cast(LimitedBroker, reference.broker)
+            waiting = broker.call(reference, name, plain(request), *given)
+            if timeout is not None:
+                waiting.addTimeout(timeout, cast(Any, self._clock))
+            envelope, *extra = await waiting
+        except pb.DeadReferenceError:
+            raise self._lost("it was closed") from None
+        except (pb.PBConnectionLost, pb.Error):
+            raise self._lost(broker.dropped or "the other side closed it") from None
+        except defer.TimeoutError:
+            raise TimedOut(host=self.host, seconds=timeout) from None
+        if "error" in envelope:
+            raise self.error(envelope["error"])
+        return read(answer, envelope["ok"]), (extra[0] if extra else None)
+
+    def error(self, sent: dict[str, Any]) -> SksdError:
+        """The error of an envelope, with this host's name in it."""
+        fields = {**sent.get("fields", {}), "host": self.host, **self._fields}
+        return from_code(str(sent.get("code", "")), str(sent.get("message", "")), fields)
+
+    def _lost(self, problem: str) -> SksdError:
+        return self._gone(host=self.host, problem=problem, **self._fields)

@@ -1,0 +1,55 @@
+"""Starting a protocol once TLS is agreed: both ends need it, and both must know when it never is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import interfaces, protocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+
+@implementer(interfaces.IHandshakeListener)
+class AfterHandshake(protocol.Protocol):
+    """Wrapped directly by TLS. `choose` is called with the negotiated ALPN name (None: none was offered) when the
+    handshake is over, and answers with the protocol to go on with, or None to hang up. `lost` is called when the
+    connection ends before that; without this, whoever waits for a broker would wait for ever.
+    """
+
+    transport: Any
+
+    def __init__(
+        self,
+        choose: Callable[[bytes | None], protocol.Protocol | None],
+        lost: Callable[[Failure], None],
+    ) -> None:
+        self._choose = choose
+        self._lost = lost
+        self._inner: protocol.Protocol | None = None
+
+    def connectionMade(self) -> None:
+        """Called when TCP is connected; TLS is not yet."""
+        self.transport.setTcpNoDelay(True)
+        self.transport.setTcpKeepAlive(True)
+
+    def handshakeCompleted(self) -> None:
+        """Called by TLS."""
+        inner = self._choose(self.transport.negotiatedProtocol)
+        if inner is None:
+            self.transport.loseConnection()
+            return
+        self._inner = inner
+        inner.makeConnection(self.transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Hands the plain bytes on."""
+        if self._inner is not None:
+            self._inner.dataReceived(data)
+
+    def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
+        """Tells the protocol, or whoever waits for one."""
+        if self._inner is not None:
+            self._inner.connectionLost(reason)
+        else:
+            self._lost(reason)

@@ -1,0 +1,31 @@
+"""How a daemon tells clients of the same account where it is: `paths.daemon_note()`, 0600, one JSON object."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+
+class Note(msgspec.Struct, kw_only=True):
+    """`address`: an IP address that clients on this machine can use."""
+
+    pid: int
+    address: str
+    port: int
+    fingerprint: str
+    name: str
+    version: str
+
+
+def read_note(path: Path) -> Note | None:
+    """The note at `path`, or None when there is none, it is not the caller's own, or nobody lives who wrote it."""
+    try:
+        if os.stat(path).st_uid != os.getuid():
+            return None
+        note = msgspec.json.decode(path.read_bytes(), type=Note)
+        os.kill(note.pid, 0)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return note
