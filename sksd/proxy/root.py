@@ -1,0 +1,141 @@
+"""What the daemon may ask of a proxy, over its UNIX socket (docs/protocol.md, "Between daemon and proxy")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import defer
+from twisted.spread import pb
+
+from sksd import __version__
+from sksd.proxy import log as engine_log
+from sksd.proxy import records
+from sksd.proxy.engine import Engine
+from sksd.proxy.spin_up import SpinningUp
+from sksd.wire import messages
+from sksd.wire.broker import Remote
+from sksd.wire.names import DEAD, PROTOCOL
+
+
+class ProxyRoot(Remote):
+    """One daemon's connection. `listen` and `forget` add and drop who is told of events."""
+
+    def __init__(
+        self,
+        spinning: SpinningUp,
+        listen: Callable[[pb.RemoteReference], None],
+        pid: int,
+    ) -> None:
+        self._spinning = spinning
+        self._engines = spinning.engines
+        self._listen = listen
+        self._pid = pid
+
+    async def remote_settings(
+        self, request: dict[str, Any], listener: pb.RemoteReference
+    ) -> messages.ProxyInfo:
+        """The first call: what the configuration says. `listener` is told of events from then on."""
+        self._spinning.settings = messages.read(messages.Settings, request)
+        self._listen(listener)
+        return messages.ProxyInfo(
+            protocol=PROTOCOL,
+            version=__version__,
+            pid=self._pid,
+            engines=[engine.describe() for engine in self._engines.all()],
+        )
+
+    async def remote_environments(self, request: dict[str, Any]) -> messages.Environments:
+        """All environments, read afresh."""
+        query = messages.read(messages.EnvironmentsQuery, request)
+        return messages.Environments(environments=self._spinning.listing(query.accepts))
+
+    async def remote_spin_up(
+        self, request: dict[str, Any], observer: pb.RemoteReference | None = None
+    ) -> messages.Outcome:
+        """Start an engine. What keeps it from starting is raised; the avatar makes it an outcome."""
+        wish = messages.read(messages.SpinUp, request)
+
+        def progress(step: str, message: str) -> None:
+            if observer is not None:
+                _tell(observer, "progress", messages.Progress(step=step, message=message))
+
+        return await self._spinning.spin_up(wish, progress)
+
+    async def remote_engines(self, request: dict[str, Any]) -> messages.Engines:
+        """All engines, oldest first."""
+        return messages.Engines(engines=[engine.describe() for engine in self._engines.all()])
+
+    def _engine(self, request: dict[str, Any]) -> Engine:
+        return self._engines.get(messages.read(messages.EngineQuery, request).engine)
+
+    async def remote_info(self, request: dict[str, Any]) -> messages.Engine:
+        """One engine."""
+        return self._engine(request).describe()
+
+    async def remote_interrupt(self, request: dict[str, Any]) -> messages.Engine:
+        """SIGINT."""
+        engine = self._engine(request)
+        engine.interrupt()
+        return engine.describe()
+
+    async def remote_restart(self, request: dict[str, Any]) -> messages.Engine:
+        """A new process in the old one's place."""
+        query = messages.read(messages.Shutdown, request)
+        engine = self._engines.get(query.engine)
+        await engine.restart(query.grace)
+        return engine.describe()
+
+    async def remote_shutdown(self, request: dict[str, Any]) -> messages.Engine:
+        """End it; one that is dead is listed no longer."""
+        query = messages.read(messages.Shutdown, request)
+        engine = self._engines.get(query.engine)
+        await engine.stop(query.grace)
+        self._engines.forget(query.engine)
+        return engine.describe()
+
+    async def remote_log(self, request: dict[str, Any]) -> messages.LogPage:
+        """A page of an engine's log; of a dead one, its last words."""
+        query = messages.read(messages.LogQuery, request)
+        engine = self._engines.get(query.engine)
+        if engine.state == DEAD:
+            words = engine.last_words.encode()
+            start = max(0, len(words) + query.offset) if query.offset < 0 else query.offset
+            data, size = words[start : start + query.limit], len(words)
+        else:
+            data, start, size = engine_log.read_log(records.log_path(query.engine), query.offset, query.limit)
+        after = start + len(data)
+        return messages.LogPage(
+            text=data.decode("utf-8", "replace"), offset=start, next=after, end=after >= size
+        )
+
+    async def remote_ticket(self, request: dict[str, Any]) -> messages.Ticket:
+        """What a link's local end needs to know; the daemon puts the ticket itself in."""
+        engine = self._engine(request)
+        connection = engine.record.connection
+        return messages.Ticket(ticket="", engine=engine.record.id, key=str(connection["key"]), kernel_name="")
+
+
+def _tell(listener: pb.RemoteReference, name: str, message: Any) -> None:
+    try:
+        waiting: defer.Deferred[Any] = listener.callRemote(name, messages.plain(message))
+    except pb.DeadReferenceError:
+        return
+    waiting.addErrback(lambda _: None)
+
+
+class Listeners:
+    """The daemons that are told of every engine's new state."""
+
+    def __init__(self) -> None:
+        self._listeners: set[pb.RemoteReference] = set()
+
+    def add(self, listener: pb.RemoteReference) -> None:
+        """Tell it until its connection is gone."""
+        self._listeners.add(listener)
+        listener.broker.notifyOnDisconnect(lambda: self._listeners.discard(listener))
+
+    def changed(self, engine: Engine) -> None:
+        """Called at every new state of an engine."""
+        for listener in list(self._listeners):
+            _tell(listener, "event", messages.Event(event="engine", engine=engine.describe()))

@@ -1,0 +1,5 @@
+"""`twistd sksd`."""
+
+from twisted.application.service import ServiceMaker
+
+sksd = ServiceMaker("sksd", "sksd.server.tap", "The Spyder Kernel Spinner Daemon.", "sksd")
