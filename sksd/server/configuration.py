@@ -1,0 +1,416 @@
+"""The daemon's configuration: an INI file, every key of which has a default.
+
+`KEYS` is the one list of what there is; `etc/sksd.conf` shows the same with the same defaults, which a test
+proves. The service reads it once at the start, before anything listens.
+"""
+
+from __future__ import annotations
+
+import configparser
+import difflib
+import ipaddress
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from sksd import paths
+from sksd.errors import ConfigurationError, ConfigurationFile
+from sksd.server import arithmetic
+
+#: The configuration of a daemon that root starts.
+SYSTEM_FILE: Final = Path("/etc/sksd/sksd.conf")
+#: Bytes of a configuration file.
+LARGEST_FILE: Final = 1024 * 1024
+
+_SUFFIXES: Final = {"": 1, "K": 1024, "M": 1024 * 1024}
+#: What no line of text holds: C0 without tab, line feed and carriage return, DEL, C1.
+_BINARY: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+@attrs.frozen
+class Machine:
+    """What defaults depend on: the machine's own name, and its number of usable cores."""
+
+    hostname: str = attrs.field(factory=socket.gethostname)
+    cores: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
+
+
+Parse = Callable[[str, Machine], Any]
+
+
+def _switch(text: str, machine: Machine) -> bool:
+    value = {"yes": True, "true": True, "on": True, "1": True}.get(text.lower())
+    if value is None and text.lower() not in ("no", "false", "off", "0"):
+        raise ValueError("it must be yes or no")
+    return bool(value)
+
+
+def _mode(text: str, machine: Machine) -> str:
+    if text == "system":
+        raise ValueError("this version of sksd serves only the user who starts it: mode must be user")
+    if text != "user":
+        raise ValueError("it must be user")
+    return text
+
+
+def _line(text: str, machine: Machine) -> str:
+    return text
+
+
+def _pretty(text: str, machine: Machine) -> str:
+    if len(text.encode()) > 63:
+        raise ValueError("it is longer than 63 bytes")
+    return text or machine.hostname
+
+
+def _address(text: str, machine: Machine) -> str:
+    if not text:
+        return ""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("it must be an IP address as 192.0.2.7 or fd00::7, or empty for all") from None
+
+
+def _port(text: str, machine: Machine) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
+        raise ValueError("it must be a number from 0 to 65535")
+    return int(text)
+
+
+def _file(text: str, machine: Machine) -> Path | None:
+    if not text:
+        return None
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise ValueError("it must be an absolute path, or begin with ~/")
+    return path
+
+
+def _maximum(text: str, machine: Machine) -> int:
+    value = arithmetic.compute(text, {"CORES": machine.cores})
+    if not 1 <= value <= 10_000:
+        raise ValueError(f"it is {value} on this machine, and must be from 1 to 10000")
+    return value
+
+
+def _size(text: str, machine: Machine) -> int:
+    found = re.fullmatch(r"([0-9]{1,12}) ?([KM]?)B?", text.upper())
+    if found is None:
+        raise ValueError("it must be a number of bytes, with K or M behind it for more")
+    value = int(found[1]) * _SUFFIXES[found[2]]
+    if not 4096 <= value <= 1024**3:
+        raise ValueError("it must be from 4K to 1024M")
+    return value
+
+
+def _split(text: str) -> Iterator[str]:
+    return (part.strip() for part in re.split(r"[,\n]", text) if part.strip())
+
+
+def _patterns(text: str, machine: Machine) -> tuple[str, ...]:
+    return tuple(_split(text))
+
+
+def _folders(text: str, machine: Machine) -> tuple[str, ...]:
+    folders = tuple(os.path.expanduser(folder) for folder in _split(text))
+    for folder in folders:
+        if not os.path.isabs(folder):
+            raise ValueError(f"'{folder}' must be an absolute path, or begin with ~/")
+    return folders
+
+
+@attrs.frozen
+class Key:
+    """One key: where it stands, how it is read, its default as the file would say it, and what it does.
+
+    `field` is the attribute of Configuration. `parse` raises ValueError with the problem in words.
+    """
+
+    section: str
+    name: str
+    parse: Parse
+    default: str
+    explanation: str
+    several_lines: bool = False
+
+    @property
+    def field(self) -> str:
+        return self.name
+
+
+KEYS: Final = (
+    Key(
+        "sksd", "mode", _mode, "user", "Whom the daemon serves. In this version only the user who starts it."
+    ),
+    Key("sksd", "enable", _switch, "yes", "`no`: the daemon refuses to start."),
+    Key(
+        "sksd", "name", _pretty, "", "The name under which people find this host. Empty: the machine's name."
+    ),
+    Key("sksd", "description", _line, "", "One line about this host, for people."),
+    Key("sksd", "listen", _address, "", "The address to listen on. Empty: all of them."),
+    Key("sksd", "port", _port, "0", "The TCP port. 0: a free one, chosen at the first start and remembered."),
+    Key("sksd", "announce", _switch, "yes", "Whether the local network is told that this host is here."),
+    Key(
+        "sksd",
+        "announce_environments",
+        _switch,
+        "no",
+        "Whether the names of the environments are told to the local network, too.",
+    ),
+    Key(
+        "tls", "certificate", _file, "", "A certificate of your own, PEM, with its chain. Empty: one is made."
+    ),
+    Key("tls", "key", _file, "", "The private key of that certificate, PEM, readable by its owner only."),
+    Key(
+        "kernels",
+        "max_kernels",
+        _maximum,
+        "4 * CORES",
+        "How many kernels may run at once: a number, or arithmetic on CORES.",
+    ),
+    Key(
+        "kernels", "log_size", _size, "1M", "How much of each kernel's output is kept: bytes, or with K or M."
+    ),
+    Key(
+        "environments",
+        "exclude_environments",
+        _patterns,
+        "base, _*",
+        "Environments that are not offered: names or patterns, separated by commas.",
+        several_lines=True,
+    ),
+    Key(
+        "environments",
+        "paths",
+        _folders,
+        "",
+        "Further folders to look for environments in: paths or patterns, separated by commas.",
+        several_lines=True,
+    ),
+)
+_KNOWN: Final = {(key.section, key.name): key for key in KEYS}
+_SECTIONS: Final = tuple(dict.fromkeys(key.section for key in KEYS))
+
+
+@attrs.frozen(kw_only=True)
+class Configuration:
+    """What the daemon was told. `file` is None when there was none; `lines` says where each given key
+    stands."""
+
+    #: `user`, always, in this version.
+    mode: str
+    enable: bool
+    #: Pretty name, never empty.
+    name: str
+    description: str
+    #: An IP address; empty means all of them, IPv4 and IPv6.
+    listen: str
+    #: 0 means a free one, remembered.
+    port: int
+    announce: bool
+    announce_environments: bool
+    #: Absolute paths of PEM files; both or neither.
+    certificate: Path | None
+    key: Path | None
+    #: At least 1.
+    max_kernels: int
+    #: Bytes kept of each kernel's log.
+    log_size: int
+    #: fnmatch patterns of names.
+    exclude_environments: tuple[str, ...]
+    #: Absolute folders, or glob patterns of folders.
+    paths: tuple[str, ...]
+    file: Path | None = None
+    lines: Mapping[tuple[str, str], int] = attrs.field(factory=dict, repr=False, eq=False)
+
+    def line(self, section: str, name: str) -> int:
+        """The line of a key, for the error that its value causes later (PortBusy); 0 when it was not
+        given."""
+        return self.lines.get((section, name), 0)
+
+    def check_enabled(self) -> None:
+        """Called by the service before it starts; raises ConfigurationError when `enable` is no."""
+        if not self.enable:
+            raise ConfigurationError(
+                file=str(self.file),
+                line=self.line("sksd", "enable"),
+                problem="sksd is switched off here (enable = no): say `enable = yes` to start it",
+            )
+
+
+def place(
+    environ: Mapping[str, str] = os.environ, *, uid: int | None = None, system: Path = SYSTEM_FILE
+) -> Path:
+    """The file that counts: $SKSD_CONF, else the system's when root starts the daemon and there is one, else
+    the caller's own. It need not exist."""
+    if given := environ.get("SKSD_CONF", ""):
+        return Path(given).expanduser()
+    if (os.geteuid() if uid is None else uid) == 0 and system.exists():
+        return system
+    return paths.configuration_file()
+
+
+def _bytes(path: Path) -> bytes:
+    """The file's content, once it is sure that nobody else could have written it."""
+    try:
+        # Not to be held up by a FIFO in the place of the file.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:
+        raise ConfigurationFile(file=repr(str(path)), problem=str(error)) from None
+    except OSError as error:
+        problem = {
+            FileNotFoundError: "there is no such file",
+            PermissionError: "it may not be read by you",
+        }.get(type(error), error.strerror or str(error))
+        raise ConfigurationFile(file=str(path), problem=problem) from None
+    with os.fdopen(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        problem = ""
+        if stat.S_ISDIR(about.st_mode):
+            problem = "it is a folder, not a file"
+        elif not stat.S_ISREG(about.st_mode):
+            problem = "it is not an ordinary file"
+        elif about.st_uid not in (0, os.geteuid()):
+            problem = "it belongs to somebody else, and must belong to you or to root"
+        elif about.st_mode & 0o022:
+            problem = f"others may write it: say `chmod go-w {path}`"
+        elif about.st_size > LARGEST_FILE:
+            problem = "it is larger than 1 MB"
+        if problem:
+            raise ConfigurationFile(file=str(path), problem=problem)
+        try:
+            return file.read(LARGEST_FILE)
+        except OSError as error:
+            raise ConfigurationFile(file=str(path), problem=error.strerror or str(error)) from None
+
+
+def _text(path: Path, data: bytes) -> list[str]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(file=str(path), line=line, problem="this is not UTF-8 text") from None
+    if found := _BINARY.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise ConfigurationError(file=str(path), line=line, problem="this is not text") from None
+    # Not splitlines(), which knows more ends of lines than an editor counts.
+    return text.split("\n")
+
+
+class _Parser(configparser.ConfigParser):
+    """Remembers the line of each section and key: configparser tells lines only of its own errors."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            delimiters=("=",),
+            interpolation=None,
+            empty_lines_in_values=False,
+            # [DEFAULT] is to be an unknown section as any other.
+            default_section="\n",
+        )
+        self._at = 0
+        self._seen: list[int] = []
+
+    def optionxform(self, optionstr: str) -> str:
+        # Called once for each key as its line is read.
+        self._seen.append(self._at)
+        return optionstr.lower()
+
+    def read_lines(self, lines: list[str]) -> dict[tuple[str, str], int]:
+        """Read all; the answer gives the line of each (section, key)."""
+
+        def counted() -> Iterator[str]:
+            for self._at, line in enumerate(lines, start=1):
+                yield line
+
+        self.read_file(counted())
+        keys = [(section, name) for section in self.sections() for name in self._sections[section]]
+        return dict(zip(keys, self._seen, strict=True))
+
+    _sections: dict[str, dict[str, str]]
+
+
+def _hint(word: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]}?" if close else f" (there are {', '.join(known)})"
+
+
+def _parsed(path: Path, lines: list[str]) -> tuple[_Parser, dict[tuple[str, str], int]]:
+    def wrong(line: int, problem: str) -> ConfigurationError:
+        return ConfigurationError(file=str(path), line=line, problem=problem)
+
+    parser = _Parser()
+    try:
+        return parser, parser.read_lines(lines)
+    except configparser.DuplicateSectionError as error:
+        raise wrong(error.lineno or 0, f"the section [{error.section}] is there already") from None
+    except configparser.DuplicateOptionError as error:
+        raise wrong(error.lineno or 0, f"{error.option} is there already in [{error.section}]") from None
+    except configparser.MissingSectionHeaderError as error:
+        raise wrong(error.lineno, "a section as [sksd] must come first") from None
+    except configparser.ParsingError as error:
+        raise wrong(int(error.errors[0][0]), "this is neither `key = value` nor a [section]") from None
+
+
+def _section_line(lines: list[str], section: str) -> int:
+    header = re.compile(rf"\s*\[{re.escape(section)}\]")
+    return next((number for number, line in enumerate(lines, start=1) if header.match(line)), 0)
+
+
+def _values(path: Path, machine: Machine) -> tuple[dict[str, Any], dict[tuple[str, str], int]]:
+    lines = _text(path, _bytes(path))
+    parser, places = _parsed(path, lines)
+
+    def wrong(line: int, problem: str) -> ConfigurationError:
+        return ConfigurationError(file=str(path), line=line, problem=problem)
+
+    for section in parser.sections():
+        if section not in _SECTIONS:
+            raise wrong(
+                _section_line(lines, section), f"unknown section [{section}]{_hint(section, _SECTIONS)}"
+            )
+    values: dict[str, Any] = {}
+    for (section, name), line in places.items():
+        key = _KNOWN.get((section, name))
+        if key is None:
+            elsewhere = next((key.section for key in KEYS if key.name == name), None)
+            known = tuple(key.name for key in KEYS if key.section == section)
+            hint = f": it belongs into [{elsewhere}]" if elsewhere else _hint(name, known)
+            raise wrong(line, f"unknown key {name} in [{section}]{hint}")
+        text = parser.get(section, name)
+        try:
+            if "\n" in text and not key.several_lines:
+                raise ValueError("the next line is indented and so belongs to it, but it takes one line only")
+            values[key.field] = key.parse(text, machine)
+        except ValueError as error:
+            raise wrong(line, f"{name} = {' '.join(text.split())[:80]}: {error}") from None
+    if (values.get("certificate") is None) != (values.get("key") is None):
+        given, other = ("certificate", "key") if values.get("certificate") else ("key", "certificate")
+        raise wrong(places["tls", given], f"{given} is given without {other}: give both or neither")
+    return values, places
+
+
+def read(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ, machine: Machine | None = None
+) -> Configuration:
+    """The configuration in `path`, or at the default place when None.
+
+    A file that was named (`path`, or $SKSD_CONF) must exist; a missing one at the default place means all
+    defaults. Raises ConfigurationError with the file's line, or ConfigurationFile when the file cannot be
+    used at all.
+    """
+    machine = machine or Machine()
+    values = {key.field: key.parse(key.default, machine) for key in KEYS}
+    named = path is not None or bool(environ.get("SKSD_CONF"))
+    path = path or place(environ)
+    if not named and not os.path.lexists(path):
+        return Configuration(**values)
+    given, lines = _values(path, machine)
+    return Configuration(**(values | given), file=path, lines=lines)
