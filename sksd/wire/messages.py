@@ -40,7 +40,7 @@ class Hello(Request):
 
     client: Short = "sksd"
     version: Short = ""
-    protocols: Annotated[list[int], Meta(max_length=32)] = [PROTOCOL]
+    protocols: Annotated[list[int], Meta(max_length=32)] = msgspec.field(default_factory=lambda: [PROTOCOL])
 
 
 class Welcome(Answer):
