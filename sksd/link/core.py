@@ -1,0 +1,517 @@
+"""The state of one end of a link: events in, actions out, no I/O and no clock of its own (docs/link.md).
+
+The edge (sksd.link.link) calls one method for each thing that happens and carries out the actions that it
+answers, in order. Bytes for the other end are not an action: the edge pulls them when the transport can
+take some, so that what waits is still in the streams' own queues, where a small message passes a large one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, NamedTuple
+
+from sksd.errors import LinkCut, LinkProtocol, ProtocolMismatch, SksdError
+from sksd.link import frames
+from sksd.link.chunks import Chunks, Piece
+from sksd.link.hello import (
+    Hello,
+    Welcome,
+    goodbye_frame,
+    hello_frame,
+    read_body,
+    read_goodbye,
+    read_hello,
+    welcome_frame,
+)
+from sksd.link.limits import (
+    ACK_EVERY,
+    DEAD_AFTER,
+    MAX_CREDIT,
+    MAX_STREAM_ID,
+    PING_INTERVAL,
+    VERSION,
+    Limits,
+)
+
+CHANNELS: Final = ("shell", "iopub", "stdin", "control")
+_CHANNEL_OF: Final = {name.encode(): name for name in CHANNELS}
+
+
+class Greeted(NamedTuple):
+    """Accepting end: the client's HELLO is here. Answer with `Core.welcome` or `Core.end`."""
+
+    hello: Hello
+
+
+class Welcomed(NamedTuple):
+    """Opening end: the other end takes the link."""
+
+    welcome: Welcome
+
+
+class Opened(NamedTuple):
+    """The other end has opened `stream`: connect it to `channel`, then report `drained` and `closed`."""
+
+    stream: int
+    channel: str
+
+
+class Data(NamedTuple):
+    """Bytes for the local end of `stream`. Report `drained` once they have left this process."""
+
+    stream: int
+    data: bytes
+
+
+class Closed(NamedTuple):
+    """The other end has closed `stream`: write what is left, close the local end, then report `closed`."""
+
+    stream: int
+
+
+class Pause(NamedTuple):
+    """Read no more of the local end of `stream`."""
+
+    stream: int
+
+
+class Resume(NamedTuple):
+    """Read the local end of `stream` again."""
+
+    stream: int
+
+
+class Ended(NamedTuple):
+    """The link is over, always the last action: pull what is left (a GOODBYE), then close the connection.
+
+    `error` is None when either end was simply done.
+    """
+
+    error: SksdError | None
+
+
+Action = Greeted | Welcomed | Opened | Data | Closed | Pause | Resume | Ended
+
+
+class _Stream:
+    """`credit`: bytes we may send. `allow`: bytes the other end may send. `unread`: bytes given to the edge
+    that it has not reported as drained. `owed`: drained bytes for which no WINDOW was sent yet."""
+
+    __slots__ = (
+        "allow",
+        "close_sent",
+        "closing",
+        "credit",
+        "number",
+        "out",
+        "owed",
+        "paused",
+        "peer_closed",
+        "queued",
+        "unread",
+    )
+
+    def __init__(self, number: int, window: int) -> None:
+        self.number = number
+        self.out = Chunks()
+        self.credit = window
+        self.allow = window
+        self.unread = 0
+        self.owed = 0
+        self.queued = False
+        self.paused = False
+        self.closing = False
+        self.close_sent = False
+        self.peer_closed = False
+
+
+_GREETING: Final = "greeting"
+_OPEN: Final = "open"
+_ENDED: Final = "ended"
+
+
+class Core:
+    """One end of a link. With a `hello` it is the end that opens streams (the relay's), without the proxy's.
+
+    `now` is in seconds of any clock that never goes back; every later `tick` uses the same. Once ended, every
+    method does nothing and answers no action. Methods name streams by number; one that is over is ignored,
+    because the local socket and the other end may close at once.
+    """
+
+    def __init__(self, now: float, hello: Hello | None = None, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._opens = hello is not None
+        self._state = _GREETING
+        self._decoder = frames.Decoder()
+        self._streams: dict[int, _Stream] = {}
+        self._last_opened = 0
+        #: Streams that have something to send, in turn.
+        self._ring: deque[_Stream] = deque()
+        self._urgent: deque[bytes] = deque()
+        self._goodbye: bytes | None = None
+        self._finishing = False
+        self._finish_error: SksdError | None = None
+        self._ack_due = False
+        self._pong: bytes | None = None
+        #: Sequenced bytes: produced, received as whole frames, what we have acknowledged, what they have.
+        self.sent = 0
+        self.received = 0
+        self._told = 0
+        self.acknowledged = 0
+        self._ticked = self._heard = self._pinged = now
+        self._heard_since = False
+        if hello is not None:
+            self._urgent.append(hello_frame(hello))
+
+    # -- what the edge may ask ---------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Nothing will happen any more."""
+        return self._state == _ENDED
+
+    @property
+    def streams(self) -> list[int]:
+        """The streams that are not over on both sides."""
+        return list(self._streams)
+
+    @property
+    def held(self) -> int:
+        """Bytes that this end holds in memory: queues, an unfinished frame, and what the edge has not
+        drained.
+
+        Never more than a stream's `queue` plus one read plus `window`, for each stream, and one frame.
+        """
+        streams = self._streams.values()
+        return self._decoder.held + sum(stream.out.size + stream.unread for stream in streams)
+
+    # -- events on this side -----------------------------------------------------------------------
+
+    def open(self, channel: str) -> int | None:
+        """A front end has connected to `channel`: the number of its stream, None when there are too many or
+        the link is over (drop the connection). Before WELCOME, what streams have to say waits."""
+        if not self._opens or channel not in CHANNELS:
+            raise ValueError(channel)
+        if (
+            self._state == _ENDED
+            or len(self._streams) >= self._limits.streams
+            or self._last_opened >= MAX_STREAM_ID
+        ):
+            return None
+        self._last_opened += 1
+        number = self._last_opened
+        self._streams[number] = _Stream(number, self._limits.window)
+        self._urgent.append(frames.encode(frames.OPEN, number, channel.encode()))
+        return number
+
+    def data(self, number: int, data: bytes) -> list[Action]:
+        """Bytes were read from the local end of a stream."""
+        stream = self._streams.get(number)
+        if stream is None or stream.closing or stream.peer_closed:
+            return []
+        stream.out.append(data)
+        if stream.credit > 0 and not stream.queued:
+            stream.queued = True
+            self._ring.append(stream)
+        if stream.out.size >= self._limits.queue and not stream.paused:
+            stream.paused = True
+            return [Pause(number)]
+        return []
+
+    def closed(self, number: int) -> list[Action]:
+        """The local end of a stream is closed; bytes reported before still go out, then CLOSE."""
+        stream = self._streams.get(number)
+        if stream is None or stream.closing:
+            return []
+        stream.closing = True
+        stream.paused = False
+        # Nobody will drain these any more.
+        self._owe(stream, stream.unread)
+        stream.unread = 0
+        if not stream.out.size and not stream.queued:
+            stream.queued = True
+            self._ring.append(stream)
+        return []
+
+    def drained(self, number: int, count: int) -> list[Action]:
+        """`count` bytes of earlier `Data` have left this process."""
+        stream = self._streams.get(number)
+        if stream is None or stream.closing:
+            return []
+        if count > stream.unread:
+            raise ValueError(f"{count} bytes drained of {stream.unread}")
+        stream.unread -= count
+        self._owe(stream, count)
+        return []
+
+    def welcome(self) -> list[Action]:
+        """Accepting end, after `Greeted`: take the link."""
+        if self._state == _GREETING and not self._opens:
+            self._state = _OPEN
+            self._urgent.append(welcome_frame(Welcome()))
+        return []
+
+    def end(self, error: SksdError | None) -> list[Action]:
+        """End the link at once; the other end is told `error` (None: done). What is queued is dropped."""
+        if self._state == _ENDED:
+            return []
+        self._state = _ENDED
+        self._forget()
+        self._goodbye = goodbye_frame(error)
+        return [Ended(error)]
+
+    def finish(self, error: SksdError | None) -> list[Action]:
+        """End the link like `end`, but once every stream has sent what it has and its CLOSE.
+
+        `pull` answers `Ended` then. The edge sets a limit after which it calls `end`.
+        """
+        if self._state == _GREETING:
+            return self.end(error)
+        if self._state == _OPEN and not self._finishing:
+            self._finishing = True
+            self._finish_error = error
+        return []
+
+    def cut(self, problem: str) -> list[Action]:
+        """The connection is gone. This version has no resuming: the link is over."""
+        if self._state == _ENDED:
+            return []
+        self._state = _ENDED
+        self._forget()
+        return [Ended(LinkCut(problem=problem))]
+
+    def tick(self, now: float) -> list[Action]:
+        """Called every `limits.TICK` seconds: pings, late ACKs, and whether the other end is still there."""
+        if self._state == _ENDED:
+            return []
+        asleep = now - self._ticked > PING_INTERVAL
+        self._ticked = now
+        # A machine that slept, or a busy event loop, has not listened either: give the other end time again.
+        if self._heard_since or asleep:
+            self._heard_since = False
+            self._heard = now
+        if now - self._heard >= DEAD_AFTER:
+            return self.cut(f"nothing was heard for {DEAD_AFTER:.0f} s")
+        if self._state == _OPEN:
+            if now - self._pinged >= PING_INTERVAL:
+                self._pinged = now
+                self._urgent.append(frames.encode(frames.PING, 0, frames.U64.pack(int(now * 1000) % 2**64)))
+            if self.received > self._told:
+                self._ack_due = True
+        return []
+
+    # -- bytes -------------------------------------------------------------------------------------
+
+    def pull(self, limit: int) -> tuple[list[Piece], list[Action]]:
+        """Bytes for the transport: whole frames, `limit` bytes or a frame more; empty: nothing now.
+
+        Called when the transport can take more, after every other event and again until it answers nothing.
+        """
+        pieces: list[Piece] = []
+        actions: list[Action] = []
+        size = self._pull_unsequenced(pieces)
+        if self._state == _OPEN:
+            ring = self._ring
+            while ring and size < limit:
+                size += self._pull_stream(ring.popleft(), pieces, actions)
+            if self._finishing and not ring and self._all_said():
+                actions += self.end(self._finish_error)
+                size += self._pull_unsequenced(pieces)
+        return pieces, actions
+
+    def _pull_unsequenced(self, pieces: list[Piece]) -> int:
+        """ACK, PONG and GOODBYE, and the small frames that need not wait for their stream's turn."""
+        if self._goodbye is not None:
+            pieces.append(self._goodbye)
+            self._goodbye = None
+            return len(pieces[-1])
+        if self._state == _GREETING:
+            # Only HELLO may leave; the OPENs behind it wait for WELCOME.
+            if self._urgent and self._urgent[0][0] == frames.HELLO:
+                pieces.append(self._urgent.popleft())
+                return len(pieces[-1])
+            return 0
+        size = 0
+        if self._ack_due:
+            self._ack_due = False
+            self._told = self.received
+            pieces.append(frames.encode(frames.ACK, 0, frames.U64.pack(self.received)))
+            size += len(pieces[-1])
+        if self._pong is not None:
+            pieces.append(self._pong)
+            self._pong = None
+            size += len(pieces[-1])
+        while self._urgent:
+            frame = self._urgent.popleft()
+            pieces.append(frame)
+            size += len(frame)
+            if frame[0] >= frames.SEQUENCED:
+                self.sent += len(frame)
+        return size
+
+    def _pull_stream(self, stream: _Stream, pieces: list[Piece], actions: list[Action]) -> int:
+        """One frame of `stream`, and its place at the end of the ring if there is more."""
+        stream.queued = False
+        out = stream.out
+        size = 0
+        if out.size:
+            count = min(self._limits.payload, stream.credit, out.size)
+            if count > 0:
+                pieces.append(frames.header(frames.DATA, stream.number, count))
+                out.take(count, pieces)
+                stream.credit -= count
+                size = frames.HEADER.size + count
+                if stream.paused and out.size <= self._limits.queue // 2:
+                    stream.paused = False
+                    actions.append(Resume(stream.number))
+            if (out.size and stream.credit > 0) or (not out.size and stream.closing):
+                stream.queued = True
+                self._ring.append(stream)
+        elif stream.closing and not stream.close_sent:
+            pieces.append(frames.encode(frames.CLOSE, stream.number))
+            size = frames.HEADER.size
+            stream.close_sent = True
+            if stream.peer_closed:
+                del self._streams[stream.number]
+        self.sent += size
+        return size
+
+    def _all_said(self) -> bool:
+        return all(stream.close_sent for stream in self._streams.values())
+
+    def bytes_received(self, data: bytes) -> list[Action]:
+        """The connection brought `data`, cut anywhere."""
+        if self._state == _ENDED:
+            return []
+        # While greeting, a trickle of bytes is no sign of life.
+        self._heard_since = self._state == _OPEN
+        actions: list[Action] = []
+        try:
+            for frame in self._decoder.feed(data):
+                if frame.kind >= frames.SEQUENCED:
+                    self._sequenced(frame, actions)
+                elif self._state == _GREETING:
+                    self._greeting(frame, actions)
+                else:
+                    self._unsequenced(frame, actions)
+                if self.ended:
+                    break
+        except (LinkProtocol, ProtocolMismatch) as error:
+            actions += self.end(error)
+        return actions
+
+    def _greeting(self, frame: frames.Frame, actions: list[Action]) -> None:
+        if frame.kind == frames.GOODBYE:
+            self._other_ended(frame, actions)
+        elif self._opens and frame.kind == frames.WELCOME:
+            welcome = read_body(Welcome, frame.body)
+            if welcome.version != VERSION:
+                raise ProtocolMismatch(theirs=welcome.version, ours=VERSION)
+            if welcome.resumed:
+                raise LinkProtocol(problem="it resumes a link that is new")
+            self._state = _OPEN
+            actions.append(Welcomed(welcome))
+        elif not self._opens and frame.kind == frames.HELLO and not self._last_opened:
+            hello = read_hello(frame.body)
+            # So that a second HELLO before our answer is refused.
+            self._last_opened = -1
+            actions.append(Greeted(hello))
+        else:
+            raise LinkProtocol(problem=f"a frame of kind {frame.kind} instead of a greeting")
+
+    def _unsequenced(self, frame: frames.Frame, actions: list[Action]) -> None:
+        if frame.kind == frames.ACK:
+            (count,) = frames.U64.unpack(frame.body)
+            if not self.acknowledged <= count <= self.sent:
+                raise LinkProtocol(problem=f"ACK of {count} bytes, {self.sent} were sent")
+            self.acknowledged = count
+        elif frame.kind == frames.PING:
+            # One PONG for many PINGs: the other end cannot make us queue.
+            self._pong = frames.encode(frames.PONG, 0, frame.body)
+        elif frame.kind == frames.GOODBYE:
+            self._other_ended(frame, actions)
+        elif frame.kind != frames.PONG:
+            raise LinkProtocol(problem=f"a second greeting, of kind {frame.kind}")
+
+    def _other_ended(self, frame: frames.Frame, actions: list[Action]) -> None:
+        error = read_goodbye(frame.body)
+        self._state = _ENDED
+        self._forget()
+        actions.append(Ended(error))
+
+    def _sequenced(self, frame: frames.Frame, actions: list[Action]) -> None:
+        if self._state != _OPEN:
+            raise LinkProtocol(problem="a stream's frame before the greeting")
+        kind, number, body = frame
+        self.received += frames.HEADER.size + len(body)
+        if self.received - self._told >= ACK_EVERY:
+            self._ack_due = True
+        if kind == frames.OPEN:
+            self._other_opened(number, body, actions)
+            return
+        stream = self._streams.get(number)
+        if stream is None or stream.peer_closed:
+            raise LinkProtocol(problem=f"a frame of kind {kind} for stream {number}, which is not open")
+        if kind == frames.DATA:
+            stream.allow -= len(body)
+            if stream.allow < 0:
+                raise LinkProtocol(problem=f"{-stream.allow} bytes beyond the window of stream {number}")
+            if stream.closing:
+                self._owe(stream, len(body))
+            else:
+                stream.unread += len(body)
+                actions.append(Data(number, body))
+        elif kind == frames.WINDOW:
+            (count,) = frames.U32.unpack(body)
+            stream.credit += count
+            if count == 0 or stream.credit > MAX_CREDIT:
+                raise LinkProtocol(problem=f"a window of {count} bytes for stream {number}")
+            if stream.out.size and not stream.queued:
+                stream.queued = True
+                self._ring.append(stream)
+        else:
+            self._other_closed(stream, actions)
+
+    def _other_opened(self, number: int, body: bytes, actions: list[Action]) -> None:
+        channel = _CHANNEL_OF.get(body)
+        if self._opens or channel is None:
+            raise LinkProtocol(problem=f"OPEN of {body!r}")
+        if number <= self._last_opened:
+            raise LinkProtocol(problem=f"OPEN of stream {number} after {self._last_opened}")
+        if len(self._streams) >= self._limits.streams:
+            raise LinkProtocol(problem=f"more than {self._limits.streams} streams")
+        self._last_opened = number
+        self._streams[number] = _Stream(number, self._limits.window)
+        actions.append(Opened(number, channel))
+
+    def _other_closed(self, stream: _Stream, actions: list[Action]) -> None:
+        stream.peer_closed = True
+        stream.out.clear()
+        if stream.close_sent:
+            del self._streams[stream.number]
+        elif not stream.closing:
+            # A local end that is not read would not be seen to close.
+            if stream.paused:
+                stream.paused = False
+                actions.append(Resume(stream.number))
+            actions.append(Closed(stream.number))
+        elif not stream.queued:
+            stream.queued = True
+            self._ring.append(stream)
+
+    def _owe(self, stream: _Stream, count: int) -> None:
+        """Give the other end `count` bytes of credit, in batches: a WINDOW for each half of the window."""
+        if stream.close_sent or stream.peer_closed:
+            return
+        stream.owed += count
+        if stream.owed * 2 >= self._limits.window:
+            stream.allow += stream.owed
+            self._urgent.append(frames.encode(frames.WINDOW, stream.number, frames.U32.pack(stream.owed)))
+            stream.owed = 0
+
+    def _forget(self) -> None:
+        self._streams.clear()
+        self._ring.clear()
+        self._urgent.clear()
+        self._ack_due = False
+        self._pong = None

@@ -1,0 +1,273 @@
+"""The edge of a link: carries out what a `Core` decides, on one transport and many local sockets."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from sksd.errors import InternalError, LinkCut, SksdError
+from sksd.link.core import (
+    Action,
+    Closed,
+    Core,
+    Data,
+    Ended,
+    Greeted,
+    Opened,
+    Pause,
+    Resume,
+    Welcomed,
+)
+from sksd.link.hello import Hello
+from sksd.link.limits import FINISH_LIMIT, GOODBYE_LIMIT, TICK, WRITE, Limits
+from sksd.link.tap import Tap
+
+T = TypeVar("T")
+
+
+class Link:
+    """One end of a link. Make it with `opening` (relay) or `accepting` (proxy), then connect it with a
+    `sksd.link.protocol.LinkConnection`.
+
+    `on_opened(stream, channel)` is called at the accepting end for each stream; whoever sets it makes a
+    `Tap` and puts it into `taps`. All methods must be called in the reactor's thread.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, core: Core) -> None:
+        self._clock = clock
+        self.core = core
+        self.taps: dict[int, Tap] = {}
+        self.on_opened: Callable[[int, str], None] | None = None
+        self._on_hello: Callable[[Link, Hello], None] | None = None
+        self._transport: Any = None
+        self._full = False
+        self._todo: deque[Action] = deque()
+        self._busy = False
+        self._welcomed: list[Deferred[None]] = []
+        self._is_welcomed = False
+        self._ended: list[Deferred[SksdError | None]] = []
+        self._is_ended = False
+        self._error: SksdError | None = None
+        self._abort: IDelayedCall | None = None
+        self._ticking = LoopingCall(self._tick)
+        self._ticking.clock = clock
+
+    @classmethod
+    def opening(cls, clock: IReactorTime, hello: Hello, limits: Limits | None = None) -> Link:
+        """The relay's end: says `hello` (`sksd.link.hello.new_hello`) as soon as it has a connection."""
+        return cls(clock, Core(clock.seconds(), hello, limits))
+
+    @classmethod
+    def accepting(
+        cls, clock: IReactorTime, on_hello: Callable[[Link, Hello], None], limits: Limits | None = None
+    ) -> Link:
+        """The proxy's end. `on_hello(link, hello)` is called once: it looks up `hello.engine` and makes a
+        `sksd.link.remote.RemoteEnd`, or raises a SksdError, which the other end is told."""
+        link = cls(clock, Core(clock.seconds(), None, limits))
+        link._on_hello = on_hello
+        return link
+
+    # -- what callers wait for ---------------------------------------------------------------------
+
+    def when_welcomed(self) -> Deferred[None]:
+        """Fires when the proxy has taken the link; fails with the SksdError that ended it before."""
+        waiting: Deferred[None] = Deferred()
+        if self._is_ended:
+            waiting.errback(self._error or LinkCut(problem="it ended"))
+        elif self._is_welcomed:
+            waiting.callback(None)
+        else:
+            self._welcomed.append(waiting)
+        return waiting
+
+    def when_ended(self) -> Deferred[SksdError | None]:
+        """Fires when the link is over, with the error that ended it, None when an end was simply done."""
+        waiting: Deferred[SksdError | None] = Deferred()
+        if self._is_ended:
+            waiting.callback(self._error)
+        else:
+            self._ended.append(waiting)
+        return waiting
+
+    @property
+    def ended(self) -> bool:
+        """The link is over."""
+        return self._is_ended
+
+    def finish(self, error: SksdError | None = None) -> None:
+        """End the link once all streams are closed and sent, at the latest after FINISH_LIMIT seconds."""
+        self._do(self.core.finish(error))
+        if not self._is_ended:
+            limit = self._clock.callLater(FINISH_LIMIT, self.end, error)
+            self.when_ended().addCallback(lambda _: limit.cancel() if limit.active() else None)
+
+    def end(self, error: SksdError | None = None) -> None:
+        """End the link now: GOODBYE with `error`."""
+        self._do(self.core.end(error))
+
+    # -- the connection (sksd.link.protocol) -------------------------------------------------------
+
+    def connected(self, transport: Any) -> None:
+        """A connection is there."""
+        self._transport = transport
+        self._full = False
+        self._ticking.start(TICK, now=False)
+        self._pump()
+
+    def received(self, data: bytes) -> None:
+        """The connection brought bytes."""
+        self._do(self.core.bytes_received(data))
+
+    def room(self, has_room: bool) -> None:
+        """The transport can take bytes, or has enough of them."""
+        self._full = not has_room
+        if has_room:
+            self._pump()
+
+    def disconnected(self, problem: str) -> None:
+        """The connection is lost. When links learn to resume, this is where the core stays and waits for
+        another `connected`."""
+        self._transport = None
+        if self._ticking.running:
+            self._ticking.stop()
+        if self._abort is not None and self._abort.active():
+            self._abort.cancel()
+        self._do(self.core.cut(problem))
+
+    def open_tap(self, channel: str) -> Tap | None:
+        """Opening end: a stream for a front end that has just connected to `channel`, None when none is to be
+        had."""
+        stream = self.core.open(channel)
+        if stream is None:
+            return None
+        tap = self.taps[stream] = Tap(self, stream)
+        self._pump()
+        return tap
+
+    # -- local sockets (sksd.link.tap) -------------------------------------------------------------
+
+    def local_data(self, stream: int, data: bytes) -> None:
+        """A local socket brought bytes."""
+        self._do(self.core.data(stream, data))
+
+    def local_drained(self, stream: int, count: int) -> None:
+        """A local socket has taken bytes."""
+        self._do(self.core.drained(stream, count))
+
+    def local_closed(self, stream: int) -> None:
+        """A local socket is closed."""
+        self.taps.pop(stream, None)
+        self._do(self.core.closed(stream))
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._do(self.core.tick(self._clock.seconds()))
+
+    def _do(self, actions: list[Action]) -> None:
+        """Carry out `actions` and whatever they lead to, then write."""
+        self._todo += actions
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while True:
+                while self._todo:
+                    self._one(self._todo.popleft())
+                if not self._write():
+                    break
+        finally:
+            self._busy = False
+
+    def _pump(self) -> None:
+        self._do([])
+
+    def _write(self) -> bool:
+        """Pull and write until the transport is full; whether there are actions to do again."""
+        while not self._full and self._transport is not None:
+            pieces, actions = self.core.pull(WRITE)
+            self._todo += actions
+            if pieces:
+                self._transport.write(b"".join(pieces))
+            if self._todo:
+                return True
+            if not pieces:
+                break
+        return bool(self._todo)
+
+    def _one(self, action: Action) -> None:
+        match action:
+            case Data(stream, data):
+                tap = self.taps.get(stream)
+                if tap is not None:
+                    tap.deliver(data)
+            case Pause(stream) | Resume(stream):
+                tap = self.taps.get(stream)
+                if tap is not None:
+                    tap.read(isinstance(action, Resume))
+            case Opened(stream, channel):
+                if self.on_opened is None:
+                    self._todo += self.core.closed(stream)
+                else:
+                    self.on_opened(stream, channel)
+            case Closed(stream):
+                tap = self.taps.get(stream)
+                if tap is not None:
+                    tap.finish()
+                else:
+                    self._todo += self.core.closed(stream)
+            case Greeted(hello):
+                self._todo += self._greet(hello)
+            case Welcomed():
+                self._is_welcomed = True
+                for waiting in _all_of(self._welcomed):
+                    waiting.callback(None)
+            case Ended(error):
+                self._over(error)
+
+    def _greet(self, hello: Hello) -> list[Action]:
+        try:
+            if self._on_hello is not None:
+                self._on_hello(self, hello)
+        except SksdError as error:
+            return self.core.end(error)
+        except Exception:
+            # The person gets a sentence, the log the traceback.
+            self._log.failure("A link was not taken")
+            return self.core.end(InternalError(log_id=f"link {hello.link}"))
+        return self.core.welcome()
+
+    def _over(self, error: SksdError | None) -> None:
+        self._is_ended = True
+        self._error = error
+        if self._ticking.running:
+            self._ticking.stop()
+        for tap in list(self.taps.values()):
+            tap.finish()
+        transport = self._transport
+        if transport is not None:
+            # GOODBYE goes out even when the transport says that it is full.
+            pieces, _ = self.core.pull(WRITE)
+            transport.write(b"".join(pieces))
+            transport.unregisterProducer()
+            transport.loseConnection()
+            self._abort = self._clock.callLater(GOODBYE_LIMIT, transport.abortConnection)
+        for waiting in _all_of(self._welcomed):
+            waiting.errback(error or LinkCut(problem="it ended"))
+        for waiting_for_end in _all_of(self._ended):
+            waiting_for_end.callback(error)
+
+
+def _all_of(waiting: list[T]) -> list[T]:
+    """Take everything out of `waiting`, so that whoever is told may wait again."""
+    taken = waiting[:]
+    waiting.clear()
+    return taken

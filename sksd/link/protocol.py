@@ -1,0 +1,74 @@
+"""Binds a `Link` to a Twisted transport."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from sksd.link.limits import WRITE
+from sksd.link.link import Link
+
+
+@implementer(IPushProducer)
+class LinkConnection(Protocol):
+    """The connection of `link`, at either end: over TLS at the relay, on a UNIX socket at the proxy.
+
+    The relay's factory builds it; the proxy makes it when it has read PREAMBLE_LINK, calls `makeConnection`
+    and gives it the bytes after that line through `dataReceived`.
+    """
+
+    #: Any stream transport of Twisted.
+    transport: Any
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def connectionMade(self) -> None:
+        """The transport is there: HELLO goes out, or is waited for."""
+        tune(self.transport)
+        self.transport.registerProducer(self, True)
+        self.link.connected(self.transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes of the other end."""
+        self.link.received(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The transport is gone."""
+        closed = reason.check(ConnectionDone) is not None
+        problem = "the connection was closed" if closed else reason.getErrorMessage().rstrip(".")
+        self.link.disconnected(problem)
+
+    def pauseProducing(self) -> None:
+        """The transport has enough."""
+        self.link.room(False)
+
+    def resumeProducing(self) -> None:
+        """The transport can take more."""
+        self.link.room(True)
+
+    def stopProducing(self) -> None:
+        """The connection is being lost; connectionLost tells the rest."""
+
+
+def tune(transport: Any) -> None:
+    """Set a transport of a link for short waits: no Nagle, and little that is not on its way in the
+    system's buffer.
+
+    Called on every leg, the daemon's two too: what lies in a buffer delays the small messages behind it.
+    """
+    while not hasattr(transport, "socket") and getattr(transport, "transport", None) is not None:
+        transport = transport.transport
+    leg = getattr(transport, "socket", None)
+    if leg is None or leg.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    leg.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if lowat is not None:
+        leg.setsockopt(socket.IPPROTO_TCP, lowat, WRITE)
