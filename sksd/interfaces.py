@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twisted.internet.interfaces import IStreamClientEndpoint
 from zope.interface import Interface
 
 
@@ -22,8 +23,8 @@ class IGate(Interface):
         """The name of the account that these credentials open; raises LoginRefused (one sentence for an unknown
         user and a wrong password) or LoginMethod. Called by the portal's checker, once a login."""
 
-    async def endpoint(user: str):
-        """An IStreamClientEndpoint to the socket of `user`'s proxy, which runs when this returns.
+    async def endpoint(user: str) -> IStreamClientEndpoint:
+        """The socket of `user`'s proxy, which runs when this returns.
 
         Called when a login or a link first needs the proxy, and again after the connection to it was lost. Raises
         ProxyFailed with the reason.

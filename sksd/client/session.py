@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from twisted.internet import defer, endpoints, error, protocol
-from twisted.internet.interfaces import IProtocol
 from twisted.python.failure import Failure
 from twisted.spread import pb
 
@@ -55,7 +54,7 @@ async def _open(reactor: Any, route: Route, alpn: bytes, build: Callable[[], P],
         if not shaken.called:
             shaken.errback(Failure(creator.explain(reason)))
 
-    factory = protocol.Factory.forProtocol(lambda: cast(IProtocol, AfterHandshake(choose, lost)))
+    factory = protocol.Factory.forProtocol(lambda: AfterHandshake(choose, lost))
     factory.noisy = False
     place = f"{route.address}:{route.port}"
     endpoint = endpoints.wrapClientTLS(

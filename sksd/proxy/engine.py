@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from twisted.python.failure import Failure
 
 from sksd.errors import EngineEnded, KernelDied, KernelSilent, SksdError
 from sksd.proxy import processes, records
-from sksd.proxy.lifecycle import Action, Arm, Do, End, Lifecycle
+from sksd.proxy.lifecycle import Action, Arm, End, Lifecycle
 from sksd.proxy.log import BoundedLogs, open_log, tail
 from sksd.proxy.probe import Question
 from sksd.wire import messages
@@ -26,7 +27,7 @@ log = Logger()
 class Attached(Protocol):
     """A link that is attached to an engine."""
 
-    def engine_ended(self, error: SksdError) -> None:
+    def end(self, error: SksdError | None = None) -> None:
         """Called once when the engine is dead."""
 
 
@@ -62,6 +63,7 @@ class Engine:
         self._linger: Any = None
         self._question: Question | None = None
         self._farewell: Question | None = None
+        self._never_started: OSError | None = None
         self._waiting: list[defer.Deferred[None]] = []
         self._dead: list[defer.Deferred[None]] = []
 
@@ -98,6 +100,8 @@ class Engine:
         end = self._life.end
         if self._life.cause is not None:
             return self._life.cause
+        if self._never_started is not None:
+            return f"it could not be started: {self._never_started.strerror}"
         if end is None or (end.exit_code is None and end.signal is None):
             return "it ended while no proxy watched it"
         if end.signal is not None:
@@ -184,6 +188,8 @@ class Engine:
         return ready
 
     def _failure(self) -> SksdError:
+        if self._never_started is not None:
+            return records.cannot_keep(self._never_started, records.log_path(self.record.id))
         if self._life.cause == "silent":
             return KernelSilent(seconds=self.record.ready_within, log=self.last_words)
         if self._life.cause is not None:
@@ -234,7 +240,7 @@ class Engine:
                 self._do_kill()
             else:
                 self._reactor.callLater(0, self._ended, End())
-            self.last_words = failed.strerror or str(failed)
+            self._never_started = failed
             return
         self._question = Question(
             self._reactor, record.connection, "shell", "kernel_info_request", {}, self._answered
@@ -258,10 +264,8 @@ class Engine:
         if identity is not None and processes.identify(identity.pid) == identity:
             processes.signal_group(identity.pid, number)
         elif self._process is not None:
-            try:
+            with contextlib.suppress(error.ProcessExitedAlready):
                 self._process.signalProcess(number)
-            except error.ProcessExitedAlready:
-                pass
 
     def _do_ask_shutdown(self) -> None:
         again = self.state == RESTARTING
@@ -295,7 +299,7 @@ class Engine:
             each.callback(None)
 
     def _do_failed(self) -> None:
-        self.last_words = tail(records.log_path(self.record.id)) or self.last_words
+        self.last_words = tail(records.log_path(self.record.id))
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.errback(self._failure())
@@ -313,7 +317,7 @@ class Engine:
         self._changed(self)
         if self.state == DEAD:
             for link in list(self.links):
-                link.engine_ended(EngineEnded(engine=self.record.id, how=self.how()))
+                link.end(EngineEnded(engine=self.record.id, how=self.how()))
             self.links.clear()
             waiting, self._dead = self._dead, []
             for each in waiting:

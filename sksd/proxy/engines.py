@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from twisted.logger import Logger
 
 from sksd import paths
-from sksd.errors import BadFolder, CannotWrite, DiskFull, NoSuchEngine, SksdError
+from sksd.errors import BadFolder, CannotWrite, NoSuchEngine, SksdError
 from sksd.proxy import processes, records
 from sksd.proxy.engine import Engine, runtime_folder
 from sksd.proxy.log import BoundedLogs
@@ -59,7 +57,7 @@ class Engines:
         if records.sockets().is_dir():
             for folder in records.sockets().iterdir():
                 if folder.name not in known:
-                    _remove_folder(folder)
+                    records.remove_folder(folder)
 
     def get(self, engine: str) -> Engine:
         """An engine by its id; raises NoSuchEngine."""
@@ -79,19 +77,21 @@ class Engines:
     async def start(
         self,
         wish: messages.SpinUp,
-        environment: messages.Environment,
+        name: str,
+        prefix: str,
         python: str,
+        version: str | None,
         kernel: messages.Kernel,
         variables: dict[str, str],
     ) -> Engine:
-        """Start an engine in `environment`, whose activated variables are `variables`.
+        """Start an engine with the interpreter `python` of the environment `name`, activated as `variables`.
 
         Returns when its kernel has answered. Raises BadFolder, DiskFull, CannotWrite, KernelDied, KernelSilent;
         nothing is left behind then.
         """
         cwd = wish.cwd or str(paths.home())
         _check_folder(cwd)
-        engine = secrets_id()
+        engine = new_id()
         folder = runtime_folder(engine)
         file = folder / "kernel.json"
         connection: dict[str, str | int] = {
@@ -110,9 +110,9 @@ class Engines:
                 variables[name] = value
         record = records.Record(
             id=engine,
-            environment=environment.name,
-            prefix=environment.prefix,
-            python=environment.python or "",
+            environment=name,
+            prefix=prefix,
+            python=version or "",
             kernel=kernel,
             cwd=cwd,
             label=wish.label,
@@ -131,9 +131,9 @@ class Engines:
             paths.write_private(file, msgspec.json.encode(connection))
             records.save(record)
         except (OSError, CannotWrite) as failed:
-            _remove_folder(folder)
+            records.remove_folder(folder)
             records.record_path(engine).unlink(missing_ok=True)
-            raise _cannot_keep(failed, folder) from None
+            raise records.cannot_keep(failed, folder) from None
         started = Engine(self._reactor, record, self._logs, self._engine_changed)
         self._engines[engine] = started
         try:
@@ -163,7 +163,7 @@ class Engines:
             engine.release()
 
 
-def secrets_id() -> str:
+def new_id() -> str:
     """A new engine's id: 50 random bits, never used again."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
 
@@ -175,22 +175,3 @@ def _check_folder(cwd: str) -> None:
         raise BadFolder(path=cwd, problem="there is none")
     if not os.access(cwd, os.X_OK):
         raise BadFolder(path=cwd, problem="permission denied")
-
-
-def _remove_folder(folder: Path) -> None:
-    try:
-        for entry in os.scandir(folder):
-            os.unlink(entry.path)
-        folder.rmdir()
-    except OSError:
-        pass
-
-
-def _cannot_keep(failed: Exception, folder: Path) -> SksdError:
-    if isinstance(failed, OSError):
-        path = str(failed.filename or folder)
-        if failed.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DiskFull(path=path)
-        return CannotWrite(path=path, problem=failed.strerror or str(failed))
-    assert isinstance(failed, SksdError)
-    return failed

@@ -56,7 +56,7 @@ def tail(path: Path, lines: int = 20, limit: int = 8192) -> str:
 
 
 def bound(path: Path, size: int, kept: int) -> int:
-    """Keep a log to `size` bytes of disk; `kept`: where it began after the last time. Answers where it begins now."""
+    """Keep a log to `size` bytes of disk; `kept`: where it began the last time. Answers where it begins now."""
     try:
         end = os.stat(path).st_size
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def bound(path: Path, size: int, kept: int) -> int:
 
 
 class BoundedLogs:
-    """Keeps every log it is given to `size` bytes, as it is written to: no timer, nothing to do while nobody writes."""
+    """Keeps every log it is given to `size` bytes, when it is written to: nothing to do while nobody writes."""
 
     def __init__(self, reactor: Any, size: int) -> None:
         self.size = size

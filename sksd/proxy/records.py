@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import msgspec
 from twisted.logger import Logger
 
 from sksd import paths
+from sksd.errors import CannotWrite, DiskFull, SksdError
 from sksd.wire.messages import Kernel
 
 log = Logger()
@@ -79,12 +82,28 @@ def load_all() -> list[Record]:
 def remove(record: Record) -> None:
     """Remove all that an engine has on disk: sockets, connection file, record and log."""
     runtime = Path(record.runtime)
-    if runtime.is_dir() and runtime.parent == sockets():
-        for entry in os.scandir(runtime):
-            os.unlink(entry.path)
-        runtime.rmdir()
+    if runtime.parent == sockets():
+        remove_folder(runtime)
     log_path(record.id).unlink(missing_ok=True)
     record_path(record.id).unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove an engine's runtime folder with the sockets in it, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            os.unlink(entry.path)
+        folder.rmdir()
+
+
+def cannot_keep(failed: OSError | CannotWrite, path: Path) -> SksdError:
+    """What to tell a person when an engine's files cannot be written."""
+    if isinstance(failed, CannotWrite):
+        return failed
+    where = str(failed.filename or path)
+    if failed.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(path=where)
+    return CannotWrite(path=where, problem=failed.strerror or str(failed))
 
 
 def sockets() -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet import defer
 from twisted.spread import pb
 
 from sksd import __version__
@@ -15,6 +14,7 @@ from sksd.proxy.engine import Engine
 from sksd.proxy.spin_up import SpinningUp
 from sksd.wire import messages
 from sksd.wire.broker import Remote
+from sksd.wire.calls import tell
 from sksd.wire.names import DEAD, PROTOCOL
 
 
@@ -58,7 +58,7 @@ class ProxyRoot(Remote):
 
         def progress(step: str, message: str) -> None:
             if observer is not None:
-                _tell(observer, "progress", messages.Progress(step=step, message=message))
+                tell(observer, "progress", messages.Progress(step=step, message=message))
 
         return await self._spinning.spin_up(wish, progress)
 
@@ -116,14 +116,6 @@ class ProxyRoot(Remote):
         return messages.Ticket(ticket="", engine=engine.record.id, key=str(connection["key"]), kernel_name="")
 
 
-def _tell(listener: pb.RemoteReference, name: str, message: Any) -> None:
-    try:
-        waiting: defer.Deferred[Any] = listener.callRemote(name, messages.plain(message))
-    except pb.DeadReferenceError:
-        return
-    waiting.addErrback(lambda _: None)
-
-
 class Listeners:
     """The daemons that are told of every engine's new state."""
 
@@ -138,4 +130,4 @@ class Listeners:
     def changed(self, engine: Engine) -> None:
         """Called at every new state of an engine."""
         for listener in list(self._listeners):
-            _tell(listener, "event", messages.Event(event="engine", engine=engine.describe()))
+            tell(listener, "event", messages.Event(event="engine", engine=engine.describe()))

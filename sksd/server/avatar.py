@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.logger import Logger
 from twisted.spread import pb
 from zope.interface import implementer
 
@@ -14,8 +13,7 @@ from sksd.interfaces import IAvatar
 from sksd.server.proxies import UserProxy
 from sksd.wire import messages, names
 from sksd.wire.broker import Remote
-
-log = Logger()
+from sksd.wire.calls import tell
 
 #: Seconds that a call may take in the proxy beyond what the kernel itself is given.
 _MARGIN = 30.0
@@ -31,15 +29,6 @@ class Observer(Remote):
         """Called by the proxy while it works."""
         tell(self._theirs, "progress", messages.read(messages.Progress, request))
         return messages.Nothing()
-
-
-def tell(listener: pb.RemoteReference, name: str, message: Any) -> None:
-    """Call a listener without waiting for it; one that is gone does not matter."""
-    try:
-        waiting = listener.callRemote(name, messages.plain(message))
-    except pb.DeadReferenceError:
-        return
-    waiting.addErrback(lambda _: None)
 
 
 @implementer(IAvatar)

@@ -1,4 +1,4 @@
-"""The one port: TLS, then Perspective Broker or a link as ALPN says; deadlines and caps for whoever has not logged in."""
+"""The one port: TLS, then Perspective Broker or a link as ALPN says; deadlines and caps for strangers."""
 
 from __future__ import annotations
 

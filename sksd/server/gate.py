@@ -27,7 +27,7 @@ log = Logger()
 START_TIMEOUT: Final = 20.0
 
 #: Never handed on to a user's processes.
-_SECRET_VARIABLES: Final = ("SKSD_PASSWORD", "SKSD_CONF", "JPY_PARENT_PID", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")
+_OWN_VARIABLES: Final = ("SKSD_PASSWORD", "SKSD_CONF", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")
 
 
 def account() -> str:
@@ -126,7 +126,7 @@ class UserGate:
             except OSError as failed:
                 raise ProxyFailed(user=self.user, problem=f"{log_path}: {failed.strerror}") from None
             process = ProxyProcess(self.user, str(log_path))
-            environ = {name: value for name, value in self._environ.items() if name not in _SECRET_VARIABLES}
+            environ = {name: value for name, value in self._environ.items() if name not in _OWN_VARIABLES}
             self._reactor.spawnProcess(
                 process,
                 sys.executable,

@@ -52,7 +52,7 @@ class GateChecker:
     def __init__(self, gate: IGate) -> None:
         self._gate = gate
 
-    def requestAvatarId(self, credentials: Any) -> defer.Deferred[str]:
+    def requestAvatarId(self, credentials: Any) -> defer.Deferred[Any]:
         """Fires with the account's name, or fails with LoginRefused."""
         given: MethodCredentials = credentials
         return defer.ensureDeferred(self._gate.check(given.method, given.user, given.password))
@@ -94,7 +94,7 @@ class LoginRoot(Remote):
             raise NotAllowed(problem="this connection has logged in already")
         given = MethodCredentials(login.method, login.user, login.password)
         try:
-            _, avatar, logout = await self._portal.login(given, mind, IAvatar)
+            _, made, logout = await self._portal.login(given, mind, IAvatar)
         except LoginRefused:
             self._failures += 1
             await task.deferLater(self._clock, REFUSAL_DELAY)
@@ -105,6 +105,7 @@ class LoginRoot(Remote):
             logout()
             raise NotAllowed(problem="the connection is gone")
         self._done = True
+        avatar: Any = made
         self._broker.logged_in()
         self._on_login()
         self._broker.notifyOnDisconnect(logout)

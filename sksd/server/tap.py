@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from sksd import reactor
 
@@ -40,7 +41,7 @@ def makeService(options: Options | dict[str, str | None]) -> service.IService:
         raise SystemExit(f"sksd: {error}") from None
 
 
-def application() -> service.Application:
+def application() -> Any:
     """For sksd.tac."""
     made = service.Application("sksd")
     makeService({"config": None}).setServiceParent(made)

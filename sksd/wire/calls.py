@@ -81,3 +81,12 @@ class Caller:
 
     def _lost(self, problem: str) -> SksdError:
         return self._gone(host=self.host, problem=problem, **self._fields)
+
+
+def tell(listener: pb.RemoteReference, name: str, message: msgspec.Struct) -> None:
+    """Call a listener without waiting for its answer; one that is gone does not matter."""
+    try:
+        waiting: defer.Deferred[Any] = listener.callRemote(name, plain(message))
+    except pb.DeadReferenceError:
+        return
+    waiting.addErrback(lambda _: None)
