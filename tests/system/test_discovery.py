@@ -253,8 +253,11 @@ AVAHI = "[server]\nallow-interfaces=lo\nuse-ipv4=yes\nuse-ipv6=no\nenable-dbus=y
 
 
 class AvahiTests(Watching):
-    """What other programs see. Needs root, avahi-daemon, avahi-browse and dbus-daemon, and that no Avahi runs:
-    it is started on a bus of its own and on the loopback interface alone."""
+    """What other programs see.
+
+    Needs root, avahi-daemon, avahi-browse and dbus-daemon, and that no Avahi runs: it is started on a bus of
+    its own and on the loopback interface alone.
+    """
 
     async def run_program(self, word: bytes, *command: str, environment: dict[str, str]) -> Running:
         running = Running(word)
