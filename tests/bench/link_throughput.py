@@ -1,4 +1,4 @@
-"""MiB/s, waits and CPU of a link against plain TCP, in one run: `python -m tests.bench.link_throughput [MiB]`.
+"""A link against plain TCP: MiB/s, waits, CPU. Run `python -m tests.bench.link_throughput [MiB]`.
 
     client --TCP--> relay's end --TCP, no TLS--> proxy's end --UNIX--> server
 

@@ -1,7 +1,8 @@
-"""A real Spyder kernel behind a link, its ends joined by TCP on loopback; the front end is jupyter_client's."""
+"""A real Spyder kernel behind a link joined by TCP on loopback; the front end is jupyter_client's."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -74,7 +75,7 @@ class Joined:
             for tap in list(link.taps.values()):
                 tap.abort()
         yield self.port.stopListening()
-        yield until(lambda: self.near._transport is None and self.far._transport is None)
+        yield self.far.when_closed().addTimeout(LIMIT, reactor)
         yield until(lambda: not self.near.taps and not self.far.taps)
         # Aborted sockets are taken out of the reactor in its next turn.
         yield turn()
@@ -360,6 +361,29 @@ class SocketTests(TestCase):
             yield saying
         yield until(lambda: not self.joined.near.core.streams and not self.joined.far.core.streams)
         self.assertEqual((self.joined.near.taps, self.joined.far.taps), ({}, {}))
+
+    @inlineCallbacks
+    def test_goodbye_beside_bulk(self) -> Any:
+        """The reason arrives though this end was sending with all its might."""
+        front, engine = yield self.connect()
+
+        def send() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    front.sendall(bytes(1 << 20))
+
+        sending = deferToThread(send)
+        yield until(lambda: self.joined.far.core.held > limits.WINDOW // 2)
+        self.joined.far.end(EngineEnded(engine="e", how="exit code 1"))
+        error = yield self.joined.near.when_ended().addTimeout(LIMIT, reactor)
+        self.assertIsInstance(error, EngineEnded)
+        for link in (self.joined.near, self.joined.far):
+            yield link.when_closed().addTimeout(LIMIT, reactor)
+            # The front end goes on sending into a socket that nobody reads.
+            for tap in list(link.taps.values()):
+                tap.abort()
+        yield sending
+        engine.close()
 
     @inlineCallbacks
     def test_refused(self) -> Any:
