@@ -53,7 +53,7 @@ class Joined:
 
     def _greet(self, link: Link, hello: Hello) -> None:
         self.hello = hello
-        self.remote = RemoteEnd(reactor, link, self.info, self.is_alive)
+        self.remote = RemoteEnd(reactor, link, self.info, lambda: self.is_alive())
 
     @inlineCallbacks
     def start(self) -> Any:
@@ -121,6 +121,11 @@ def printed(said: list[dict[str, Any]]) -> str:
     return "".join(content["text"] for content in streams if content["name"] == "stdout")
 
 
+def _end(kernel: subprocess.Popen[bytes]) -> None:
+    kernel.kill()
+    kernel.wait()
+
+
 class KernelTests(TestCase):
     timeout = 120.0
 
@@ -139,6 +144,14 @@ class KernelTests(TestCase):
             self.info[f"{name}_port"] = number
         file = self.folder / "connection.json"
         file.write_text(json.dumps(self.info))
+        self.start_kernel()
+        # The link is joined while the kernel is still starting: the remote end tries again until it answers.
+        channels = Channels(KEY, "spyder", folder=self.folder / "near")
+        self.joined = Joined(self.info, channels, lambda: self.kernel.poll() is None)
+        return self.joined.start().addCallback(self._started)
+
+    def start_kernel(self) -> None:
+        file = self.folder / "connection.json"
         environment = {k: v for k, v in os.environ.items() if k != "JPY_PARENT_PID"}
         log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT, 0o600)
         self.addCleanup(os.close, log)
@@ -151,19 +164,11 @@ class KernelTests(TestCase):
             cwd=self.folder,
             start_new_session=True,
         )
-        self.addCleanup(self._kill)
-        # The link is joined while the kernel is still starting: the remote end tries again until it answers.
-        channels = Channels(KEY, "spyder", folder=self.folder / "near")
-        self.joined = Joined(self.info, channels, lambda: self.kernel.poll() is None)
-        return self.joined.start().addCallback(self._started)
+        self.addCleanup(_end, self.kernel)
 
     def _started(self, local: dict[str, Any]) -> None:
         self.local = local
         self.addCleanup(self.joined.stop)
-
-    def _kill(self) -> None:
-        self.kernel.kill()
-        self.kernel.wait()
 
     def test_result(self) -> Any:
         """Code runs, its result and its errors come back, and input is asked and answered."""
@@ -254,6 +259,19 @@ class KernelTests(TestCase):
         self.assertIn("killed by SIGKILL", str(error))
         yield until(lambda: not one.hb_channel.is_beating())
         self.assertEqual(list((self.folder / "near").iterdir()), [])
+
+    @inlineCallbacks
+    def test_restarted(self) -> Any:
+        """A kernel that is started anew at the same place: the front end goes on, on the same link."""
+        one = yield deferToThread(client, self.local)
+        self.addCleanup(one.stop_channels)
+        self.joined.is_alive = lambda: True
+        yield deferToThread(_end, self.kernel)
+        self.start_kernel()
+        yield deferToThread(one.wait_for_ready, timeout=LIMIT)
+        reply, said = yield deferToThread(run, one, "print('again')")
+        self.assertEqual((reply["execution_count"], printed(said)), (1, "again\n"))
+        self.assertFalse(self.joined.near.ended)
 
     @inlineCallbacks
     def test_cut(self) -> Any:
