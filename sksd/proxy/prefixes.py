@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 CONDA: Final = "conda"
@@ -111,6 +112,8 @@ def normalised(name: str) -> str:
     return name
 
 
+# Remembered: environments have many packages in common.
+@lru_cache(maxsize=8192)
 def from_conda_meta(file: str) -> tuple[str, str] | None:
     """Normalised name and version from a file name of conda-meta; None where it is not a package's."""
     if not file.endswith(".json"):
@@ -121,6 +124,7 @@ def from_conda_meta(file: str) -> tuple[str, str] | None:
     return normalised(parts[0]), parts[1]
 
 
+@lru_cache(maxsize=8192)
 def from_site_packages(entry: str) -> tuple[str, str] | None:
     """Normalised name and version from the name of a .dist-info (or an older .egg-info); None where it is
     neither.
