@@ -71,15 +71,13 @@ class PrefixReader:
             return known[2]
         now = self._clock()
         reading = _Reading(path, python)
-        # Before reading: a change in between must not hide behind its own stamp.
-        before = {place: _stamp(place) for place in reading.watched}
         prefix = reading.run(interpreter)
         if prefix is None:
             self._known.pop(key, None)
             return None
         signature, newest = _signature(reading.watched)
-        unmoved = all(_stamp(place) == seen for place, seen in before.items())
-        if unmoved and newest < now - RACY_SECONDS:
+        # Against the time before reading: what changed in between has a younger stamp.
+        if newest < now - RACY_SECONDS:
             if len(self._known) >= CACHE_LIMIT:
                 self._known.clear()
             self._known[key] = (signature, reading.watched, prefix)
@@ -177,7 +175,7 @@ class _Reading:
     def __init__(self, path: str, python: str | None) -> None:
         self.path = path
         self.wanted = python
-        self.watched = [os.path.join(path, name) for name in ("conda-meta", "pyvenv.cfg", "bin")]
+        self.watched = [path, *(os.path.join(path, name) for name in ("conda-meta", "pyvenv.cfg", "bin"))]
         self.problem: str | None = None
 
     def run(self, interpreter: bool) -> Prefix | None:
