@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -99,13 +99,14 @@ class PlanTests(_Case):
         self.assertNotIn("NEVER", environ)
 
     def test_broken_files(self) -> None:
-        for value in (
+        wrong: tuple[object, ...] = (
             [],
             {"env_vars": []},
             {"env_vars": {"A": None}},
             {"env_vars": {"A=B": "c"}},
             {"env_vars": {"A": "\0"}},
-        ):
+        )
+        for value in wrong:
             self.state(value)
             with self.assertRaises(ActivationFailed, msg=repr(value)):
                 plan(self.prefix, "x", LOGIN)
@@ -244,7 +245,7 @@ class RememberingTests(_Case):
 
     def test_changes(self) -> None:
         file = self.script("a.sh", "")
-        changes = (
+        changes: tuple[Callable[[], object], ...] = (
             partial(os.utime, file, (1, 1)),
             partial(self.script, "b.sh", ""),
             partial(self.variables, "a.json", {}),

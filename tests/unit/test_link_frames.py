@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from contextlib import suppress
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -134,7 +134,7 @@ class HelloTests(TestCase):
     def test_any_body(self, body: bytes) -> None:
         """No body raises anything but LinkProtocol or ProtocolMismatch."""
         for read in (hello.read_hello, hello.read_goodbye):
-            with suppress(LinkProtocol, ProtocolMismatch):
+            with contextlib.suppress(LinkProtocol, ProtocolMismatch):
                 read(body)
 
     def test_other_version(self) -> None:
