@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from typing import Any, Final
 
 from sksd import reactor as choose_reactor
@@ -51,7 +52,7 @@ class Proxy:
         self.listeners = Listeners()
         self.engines = Engines(reactor, BoundedLogs(reactor, 1024 * 1024), self._changed)
         login = dict(os.environ)
-        activations = Activations(lambda *run: shell.run(reactor, *run))
+        activations = Activations(partial(shell.run, reactor))
         self.spinning = SpinningUp(self.engines, activations, login, sys.prefix)
         self.brokers = BrokerFactory()
         self._leaving = reactor.callLater(FIRST_LINGER, self._leave)

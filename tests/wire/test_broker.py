@@ -201,7 +201,8 @@ class Strangers(unittest.TestCase):
 
     def test_garbage_costs_a_line_and_the_connection(self) -> None:
         events = logged(self)
-        for garbage in (b"GET / HTTP/1.1\r\n" * 5, b"\x16\x03\x01" + bytes(range(256)), b"\xff" * 100, b"\x00" * 200):
+        http = b"GET / HTTP/1.1\r\n" * 5
+        for garbage in (http, b"\x16\x03\x01" + bytes(range(256)), b"\xff" * 100, b"\x00" * 200):
             stranger = self.stranger()
             stranger.send(garbage)
             self.assertTrue(stranger.dropped, garbage)
