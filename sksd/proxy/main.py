@@ -39,7 +39,7 @@ from sksd.wire.names import DEAD, PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
 log = Logger()
 
 #: Seconds without connection and engine after which the proxy ends; one that was just started has longer.
-LINGER: Final = 2.0
+LINGER: Final = 1.0
 FIRST_LINGER: Final = 20.0
 
 

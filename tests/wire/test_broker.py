@@ -217,7 +217,8 @@ class Strangers(unittest.TestCase):
         self.assertEqual(self.service.called, [])
 
     def test_registered_class_does_not_get_in(self) -> None:
-        for name in (b"tests.wire.test_broker.Copied", b"os.system", b"instance", b"module", b"function", b"reference"):
+        types = (b"os.system", b"instance", b"module", b"function", b"reference", b"persistent")
+        for name in (b"tests.wire.test_broker.Copied", *types):
             stranger = self.stranger()
             hostile = [b"tuple", [name, [b"dictionary"]]]
             stranger.send(self.banana(b"pb"))
