@@ -126,9 +126,9 @@ def make(names: Iterable[str], addresses: Iterable[str], now: datetime.datetime)
 
 def _read(path: Path, secret: bool) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            about = os.fstat(descriptor)
+        # Not to be held up by a FIFO in the place of the file.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise ConfigurationFile(file=str(path), problem="it is not an ordinary file")
             # Debian lets a group of daemons read keys that belong to root.

@@ -261,34 +261,28 @@ def _bytes(path: Path) -> bytes:
     """The file's content, once it is sure that nobody else could have written it."""
     try:
         # Not to be held up by a FIFO in the place of the file.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError as error:
-        raise ConfigurationFile(file=repr(str(path)), problem=str(error)) from None
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                problem = "it is not an ordinary file"
+            elif about.st_uid not in (0, os.geteuid()):
+                problem = "it belongs to somebody else, and must belong to you or to root"
+            elif about.st_mode & 0o022:
+                problem = f"others may write it: say `chmod go-w {path}`"
+            elif about.st_size > LARGEST_FILE:
+                problem = "it is larger than 1 MB"
+            else:
+                return file.read(LARGEST_FILE)
     except OSError as error:
         problem = {
             FileNotFoundError: "there is no such file",
-            PermissionError: "it may not be read by you",
+            PermissionError: "you may not read it",
+            IsADirectoryError: "it is a folder, not a file",
         }.get(type(error), error.strerror or str(error))
-        raise ConfigurationFile(file=str(path), problem=problem) from None
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        problem = ""
-        if stat.S_ISDIR(about.st_mode):
-            problem = "it is a folder, not a file"
-        elif not stat.S_ISREG(about.st_mode):
-            problem = "it is not an ordinary file"
-        elif about.st_uid not in (0, os.geteuid()):
-            problem = "it belongs to somebody else, and must belong to you or to root"
-        elif about.st_mode & 0o022:
-            problem = f"others may write it: say `chmod go-w {path}`"
-        elif about.st_size > LARGEST_FILE:
-            problem = "it is larger than 1 MB"
-        if problem:
-            raise ConfigurationFile(file=str(path), problem=problem)
-        try:
-            return file.read(LARGEST_FILE)
-        except OSError as error:
-            raise ConfigurationFile(file=str(path), problem=error.strerror or str(error)) from None
+    except ValueError as error:
+        # A NUL in the path.
+        raise ConfigurationFile(file=repr(str(path)), problem=str(error)) from None
+    raise ConfigurationFile(file=str(path), problem=problem)
 
 
 def _text(path: Path, data: bytes) -> list[str]:
@@ -311,7 +305,6 @@ class _Parser(configparser.ConfigParser):
         super().__init__(
             delimiters=("=",),
             interpolation=None,
-            empty_lines_in_values=False,
             # [DEFAULT] is to be an unknown section as any other.
             default_section="\n",
         )

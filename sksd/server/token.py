@@ -41,6 +41,11 @@ def _make(path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def _carefully(path: str, flags: int) -> int:
+    # Neither held up by a FIFO, nor led elsewhere.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
 def secret(path: Path) -> str:
     """The secret in `path`, made there when there is none: 43 url-safe letters, 32 random bytes.
 
@@ -50,9 +55,8 @@ def secret(path: Path) -> str:
     if not os.path.lexists(path):
         _make(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            about = os.fstat(descriptor)
+        with open(path, "rb", opener=_carefully) as file:
+            about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise ConfigurationFile(file=str(path), problem="it is not an ordinary file: move it away")
             if about.st_uid != os.geteuid():
