@@ -9,7 +9,6 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from sksd.errors import CannotWrite
@@ -23,8 +22,8 @@ def home() -> Path:
     return Path(os.path.expanduser("~"))
 
 
-def _xdg(variable: str, default: Path, environ: Mapping[str, str] = os.environ) -> Path:
-    value = environ.get(variable, "")
+def _xdg(variable: str, default: Path) -> Path:
+    value = os.environ.get(variable, "")
     # The specification: relative paths are to be ignored.
     return (Path(value) if os.path.isabs(value) else default) / "sksd"
 

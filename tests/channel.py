@@ -141,12 +141,13 @@ def _wheels() -> list[Path]:
     if not folder.exists():
         part = CACHE / f"{folder.name}.part"
         shutil.rmtree(part, ignore_errors=True)
-        fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:"]
-        for arguments in (
+        fetch: list[str | Path] = [sys.executable, "-m", "pip", "download", "-qq", "--only-binary", ":all:"]
+        downloads: tuple[list[str | Path], ...] = (
             ["--dest", part / "new", *KERNEL_WHEELS],
             ["--dest", part / "old", "--no-deps", OLD_KERNEL_WHEEL],
-        ):
-            subprocess.run([*fetch, *arguments], check=True, timeout=_DEADLINE, stderr=subprocess.PIPE)
+        )
+        for arguments in downloads:
+            subprocess.run([*fetch, *arguments], check=True, timeout=_DEADLINE)
         part.rename(folder)
     return sorted(folder.glob("*/*.whl"))
 

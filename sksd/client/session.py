@@ -44,7 +44,10 @@ async def _open(reactor: Any, route: Route, alpn: bytes, build: Callable[[], P],
     creator = route.creator(alpn)
     shaken: defer.Deferred[P] = defer.Deferred()
 
-    def choose(_: bytes | None) -> protocol.Protocol:
+    def choose(_: bytes | None) -> protocol.Protocol | None:
+        # That a pin cannot be remembered is found out only now.
+        if creator.problem is not None:
+            return None
         inner = build()
         # The protocol must be connected before anybody uses it.
         reactor.callLater(0, shaken.callback, inner)

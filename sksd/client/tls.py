@@ -57,13 +57,13 @@ class Pinned:
         self._accept_new = accept_new
         self._name = name
         self._pin = known.get(key)
-        self._options = CertificateOptions(
-            raiseMinimumTo=TLSVersion.TLSv1_3, acceptableProtocols=[alpn], verify=False
-        )
+        self._alpn = alpn
+        self._options = CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_3, verify=False)
         #: Fingerprint of the certificate that the host showed; None before it did.
         self.fingerprint: str | None = None
         #: Why the host was refused; None when it was not.
         self.problem: SksdError | None = None
+        self._shaken = False
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """Called by Twisted as the connection begins."""
@@ -72,6 +72,8 @@ class Pinned:
         context.set_info_callback(self._progress)
         connection = SSL.Connection(context, None)
         connection.set_app_data(tlsProtocol)
+        # Not through CertificateOptions: Twisted releases differ in whether a context made by them offers it.
+        connection.set_alpn_protos([self._alpn])
         return connection
 
     def _refusal(self, shown: str) -> SksdError | None:
@@ -92,8 +94,10 @@ class Pinned:
         return self.problem is None
 
     def _progress(self, connection: SSL.Connection, where: int, result: int) -> None:
-        if not where & SSL.SSL_CB_HANDSHAKE_DONE:
+        # OpenSSL says "done" again for each session ticket that the host sends later.
+        if self._shaken or not where & SSL.SSL_CB_HANDSHAKE_DONE:
             return
+        self._shaken = True
         try:
             certificate = connection.get_peer_certificate()
             if certificate is None:

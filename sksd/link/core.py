@@ -82,7 +82,8 @@ class Resume(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The link is over, always the last action: pull what is left (a GOODBYE), then close the connection.
+    """The link is over, always the last action: pull what is left (a GOODBYE), then close the connection;
+    after a GOODBYE of ours leave that to the other end, for a while.
 
     `error` is None when either end was simply done.
     """
@@ -149,6 +150,8 @@ class Core:
         self._ring: deque[_Stream] = deque()
         self._urgent: deque[bytes] = deque()
         self._goodbye: bytes | None = None
+        #: This end has said GOODBYE: the other one closes the connection.
+        self.said_goodbye = False
         self._finishing = False
         self._finish_error: SksdError | None = None
         self._ack_due = False
@@ -258,6 +261,7 @@ class Core:
         self._state = _ENDED
         self._forget()
         self._goodbye = goodbye_frame(error)
+        self.said_goodbye = True
         return [Ended(error)]
 
     def finish(self, error: SksdError | None) -> list[Action]:

@@ -55,6 +55,7 @@ class Link:
         self._is_welcomed = False
         self._ended: list[Deferred[SksdError | None]] = []
         self._is_ended = False
+        self._closed: list[Deferred[None]] = []
         self._error: SksdError | None = None
         self._abort: IDelayedCall | None = None
         self._ticking = LoopingCall(self._tick)
@@ -95,6 +96,15 @@ class Link:
             waiting.callback(self._error)
         else:
             self._ended.append(waiting)
+        return waiting
+
+    def when_closed(self) -> Deferred[None]:
+        """Fires when the link is over and its connection closed, so that nothing more is to be sent."""
+        waiting: Deferred[None] = Deferred()
+        if self._is_ended and self._transport is None:
+            waiting.callback(None)
+        else:
+            self._closed.append(waiting)
         return waiting
 
     @property
@@ -141,6 +151,7 @@ class Link:
         if self._abort is not None and self._abort.active():
             self._abort.cancel()
         self._do(self.core.cut(problem))
+        self._tell_closed()
 
     def open_tap(self, channel: str) -> Tap | None:
         """Opening end: a stream for a front end that has just connected to `channel`, None when none is to be
@@ -258,12 +269,20 @@ class Link:
             pieces, _ = self.core.pull(WRITE)
             transport.write(b"".join(pieces))
             transport.unregisterProducer()
-            transport.loseConnection()
+            # Closing with bytes unread resets the connection, and GOODBYE might be lost on the other side.
+            if not self.core.said_goodbye:
+                transport.loseConnection()
             self._abort = self._clock.callLater(GOODBYE_LIMIT, transport.abortConnection)
         for waiting in _all_of(self._welcomed):
             waiting.errback(error or LinkCut(problem="it ended"))
         for waiting_for_end in _all_of(self._ended):
             waiting_for_end.callback(error)
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        if self._is_ended and self._transport is None:
+            for waiting in _all_of(self._closed):
+                waiting.callback(None)
 
 
 def _all_of(waiting: list[T]) -> list[T]:

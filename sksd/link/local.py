@@ -90,12 +90,14 @@ class LocalEnd:
     def stop(self) -> Deferred[None]:
         """End the link (its engine goes on), stop listening, and remove the sockets.
 
-        Fires when the ports are closed. What front ends have sent so far still leaves.
+        What front ends have sent so far still leaves. Fires when the ports and the link's connection are
+        closed, at the latest after FINISH_LIMIT + GOODBYE_LIMIT seconds: wait for it before the reactor
+        stops.
         """
         for tap in list(self._link.taps.values()):
             tap.finish()
         self._link.finish()
-        return self._leave()
+        return self._leave().addCallback(lambda _: self._link.when_closed())
 
     # ----------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ class Tap(Protocol):
         self._held = Chunks()
         self._full = True
         self._ending = False
+        self._closing = False
         self._lost = False
         self._reading = True
         #: Called once when there is no local socket any more.
@@ -137,6 +138,9 @@ class Tap(Protocol):
         return self.transport is not None and not self._lost
 
     def _close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
         transport = self.transport
         # With a producer the transport would wait for it to say that it is done.
         transport.unregisterProducer()

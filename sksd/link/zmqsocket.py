@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import zmq
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -26,6 +27,8 @@ class ZmqSocket:
     socket's descriptor tells only that its state has changed, once: after every look the state is asked
     until it says that there is nothing, also after sending, which swallows such a change.
     """
+
+    _log = Logger()
 
     def __init__(
         self, reactor: Any, socket: zmq.Socket[bytes], on_message: Callable[[list[bytes]], object]
@@ -95,10 +98,6 @@ class ZmqSocket:
                 if self.closed or not self._step():
                     return
             self._soon()
-        except BaseException:
-            # What is left would not be announced again.
-            self._soon()
-            raise
         finally:
             self._busy = False
 
@@ -112,11 +111,17 @@ class ZmqSocket:
                 self._out.popleft()
                 return True
             if state & zmq.POLLIN:
-                self.on_message(self._socket.recv_multipart(zmq.NOBLOCK))
-                return True
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            else:
+                return False
         except zmq.Again:
             return True
-        return False
+        try:
+            self.on_message(frames)
+        except Exception:
+            # Raised into the reactor it would close the socket.
+            self._log.failure("A message of a ZeroMQ socket was not understood")
+        return True
 
     def _soon(self) -> None:
         if self._again is None and not self.closed:

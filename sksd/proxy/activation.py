@@ -54,7 +54,7 @@ class ShellFailed(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do for an activation: `environ`, and the `scripts` (absolute paths) to source on top."""
+    """What is left to do: to start from `environ`, and source the `scripts` (absolute paths) on top."""
 
     environ: dict[str, str]
     scripts: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ class Activations:
 
 
 def plan(prefix: Prefix, name: str, login: Mapping[str, str]) -> Plan:
-    """What activating `prefix` takes. Reads files and starts nothing; raises ActivationFailed for a broken one."""
+    """What activating `prefix` takes. Reads files, starts nothing; raises ActivationFailed."""
     environ = cleaned(login)
     _path_first(environ, os.path.join(prefix.path, "bin"))
     if prefix.kind == VENV:

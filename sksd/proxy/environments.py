@@ -60,6 +60,8 @@ def find_environment(sources: Sources, reader: PrefixReader, text: str) -> Liste
         raise BadName(name="an empty name", problem="give a name of the listing, or an absolute path")
     if "\0" in text or "\n" in text:
         raise BadName(name=repr(text), problem="a line break or a NUL cannot be in a name")
+    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadName(name=ascii(text), problem="it is not UTF-8")
     if "/" in text and not os.path.isabs(text):
         raise BadName(name=text, problem="a path must be absolute")
     everything = gather(sources, reader)
@@ -137,16 +139,23 @@ def _described(listed: Listed, accepts: Sequence[Accept]) -> Environment:
     else:
         kernel = _any_kernel(prefix, accepts)
         reason = prefix.problem or shortcoming(chosen)
+    if _speakable(prefix.path) != prefix.path:
+        reason = "its path is not plain UTF-8: rename it"
     return Environment(
-        name=listed.name,
-        prefix=prefix.path,
+        name=_speakable(listed.name),
+        prefix=_speakable(prefix.path),
         kind=prefix.kind,
         python=prefix.version,
         kernel=kernel,
         fits=reason is None,
-        reason=reason,
+        reason=None if reason is None else _speakable(reason),
         own=listed.own,
     )
+
+
+def _speakable(text: str) -> str:
+    """`text` as it can cross the wire and stand in a line; a file name need not be either."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\n", "\\n")
 
 
 def _any_kernel(prefix: Prefix, accepts: Sequence[Accept]) -> Kernel | None:

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 CONDA: Final = "conda"
@@ -70,15 +71,13 @@ class PrefixReader:
             return known[2]
         now = self._clock()
         reading = _Reading(path, python)
-        # Before reading: a change in between must not hide behind its own stamp.
-        before = {place: _stamp(place) for place in reading.watched}
         prefix = reading.run(interpreter)
         if prefix is None:
             self._known.pop(key, None)
             return None
         signature, newest = _signature(reading.watched)
-        unmoved = all(_stamp(place) == seen for place, seen in before.items())
-        if unmoved and newest < now - RACY_SECONDS:
+        # Against the time before reading: what changed in between has a younger stamp.
+        if newest < now - RACY_SECONDS:
             if len(self._known) >= CACHE_LIMIT:
                 self._known.clear()
             self._known[key] = (signature, reading.watched, prefix)
@@ -111,6 +110,8 @@ def normalised(name: str) -> str:
     return name
 
 
+# Remembered: environments have many packages in common.
+@lru_cache(maxsize=8192)
 def from_conda_meta(file: str) -> tuple[str, str] | None:
     """Normalised name and version from a file name of conda-meta; None where it is not a package's."""
     if not file.endswith(".json"):
@@ -121,6 +122,7 @@ def from_conda_meta(file: str) -> tuple[str, str] | None:
     return normalised(parts[0]), parts[1]
 
 
+@lru_cache(maxsize=8192)
 def from_site_packages(entry: str) -> tuple[str, str] | None:
     """Normalised name and version from the name of a .dist-info (or an older .egg-info); None where it is
     neither.
@@ -173,7 +175,7 @@ class _Reading:
     def __init__(self, path: str, python: str | None) -> None:
         self.path = path
         self.wanted = python
-        self.watched = [os.path.join(path, name) for name in ("conda-meta", "pyvenv.cfg", "bin")]
+        self.watched = [path, *(os.path.join(path, name) for name in ("conda-meta", "pyvenv.cfg", "bin"))]
         self.problem: str | None = None
 
     def run(self, interpreter: bool) -> Prefix | None:

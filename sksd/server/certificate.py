@@ -71,7 +71,7 @@ def _now() -> datetime.datetime:
 
 def own_names() -> tuple[str, ...]:
     """What this machine may be called, without asking the network."""
-    hostname = socket.gethostname()
+    hostname = socket.gethostname() or "localhost"
     short = hostname.partition(".")[0]
     return tuple(dict.fromkeys((hostname, short, f"{short}.local", "localhost")))
 

@@ -33,12 +33,19 @@ _SUFFIXES: Final = {"": 1, "K": 1024, "M": 1024 * 1024}
 _BINARY: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
+def _cores() -> int:
+    # Not on every platform; where it is, it knows what taskset and cpusets leave.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @attrs.frozen
 class Machine:
     """What defaults depend on: the machine's own name, and its number of usable cores."""
 
     hostname: str = attrs.field(factory=socket.gethostname)
-    cores: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
+    cores: int = attrs.field(factory=_cores)
 
 
 Parse = Callable[[str, Machine], Any]
@@ -130,7 +137,7 @@ def _folders(text: str, machine: Machine) -> tuple[str, ...]:
 class Key:
     """One key: where it stands, how it is read, its default as the file would say it, and what it does.
 
-    `field` is the attribute of Configuration. `parse` raises ValueError with the problem in words.
+    `name` is the attribute of Configuration, too. `parse` raises ValueError with the problem in words.
     """
 
     section: str
@@ -139,10 +146,6 @@ class Key:
     default: str
     explanation: str
     several_lines: bool = False
-
-    @property
-    def field(self) -> str:
-        return self.name
 
 
 KEYS: Final = (
@@ -381,7 +384,7 @@ def _values(path: Path, machine: Machine) -> tuple[dict[str, Any], dict[tuple[st
         try:
             if "\n" in text and not key.several_lines:
                 raise ValueError("the next line is indented and so belongs to it, but it takes one line only")
-            values[key.field] = key.parse(text, machine)
+            values[key.name] = key.parse(text, machine)
         except ValueError as error:
             raise wrong(line, f"{name} = {' '.join(text.split())[:80]}: {error}") from None
     if (values.get("certificate") is None) != (values.get("key") is None):
@@ -400,7 +403,7 @@ def read(
     used at all.
     """
     machine = machine or Machine()
-    values = {key.field: key.parse(key.default, machine) for key in KEYS}
+    values = {key.name: key.parse(key.default, machine) for key in KEYS}
     named = path is not None or bool(environ.get("SKSD_CONF"))
     path = path or place(environ)
     if not named and not os.path.lexists(path):

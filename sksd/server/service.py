@@ -98,7 +98,8 @@ class Daemon(service.Service):
             methods=tuple(self._gate.methods()),
         )
         self._publisher = publisher(self._configuration, announcement, self.port, self._reactor)
-        self._publisher.start()
+        # Registering needs the running event loop.
+        self._reactor.callWhenRunning(self._publisher.start)
         log.info("sksd {version} listens on port {port}", version=__version__, port=self.port)
         log.info("fingerprint {fingerprint}", fingerprint=self._identity.fingerprint)
         # Engines of an earlier daemon count from the start, and their proxy is listened to.

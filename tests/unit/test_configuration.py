@@ -90,7 +90,8 @@ class ValueTests(Files):
     def test_everything(self) -> None:
         found = self.read(
             "\ufeff[sksd]\r\nmode = user\nenable=on\nName = Lab = 7 %\ndescription = é\nlisten = ::1\n"
-            "port=8443\nannounce = no\nannounce_environments = TRUE\n[tls]\ncertificate = /c.pem\nkey = ~/k.pem\n"
+            "port=8443\nannounce = no\nannounce_environments = TRUE\n"
+            "[tls]\ncertificate = /c.pem\nkey = ~/k.pem\n"
             "[kernels]\nmax_kernels = max(1, CORES // 4)\nlog_size = 64 K\n"
             "[environments]\nexclude_environments =\npaths = /a,\n  # a comment\n  /b/*, ~/c\n"
         )
