@@ -111,7 +111,7 @@ class Execution:
         program = self._program
         if program.name is None:
             self._send("execute_request", _silently(snippets.prepare(program.args)))
-            reply = await self._execute({"code": program.text})
+            reply = await self._execute({"code": program.text, "user_expressions": {}})
             if reply["status"] == "error" and reply.get("ename") == "KeyboardInterrupt":
                 code = 130
             else:
