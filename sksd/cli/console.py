@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("console", epilog="Example: sksd console lab analysis")
+@options.host
 @click.option("--keep", is_flag=True, help="Leave an engine that was started for this running.")
 @options.engine
 @options.starting
@@ -116,7 +117,13 @@ async def _child(scope: Scope, held: Held, relay: Relay) -> int:
 
     relay.when_ended().addCallback(over)
     waiting: defer.Deferred[None] = defer.Deferred()
-    gone.addCallback(lambda code: (waiting.callback(None), code)[1] if not waiting.called else code)
+
+    def tell(code: int) -> int:
+        if not waiting.called:
+            waiting.callback(None)
+        return code
+
+    gone.addCallback(tell)
     try:
         await waiting
     except defer.CancelledError:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("engines", epilog="Example: sksd engines lab")
+@options.host
 @options.on_host
 @click.pass_obj
 def command(output: Output, access: options.Access) -> None:

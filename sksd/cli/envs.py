@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("envs", epilog="Example: sksd envs lab --kernels '>=3.1,<3.2'")
+@options.host
 @click.option("--all", "everything", is_flag=True, help="Also those without a kernel that fits.")
 @options.kernels
 @options.on_host

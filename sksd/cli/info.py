@@ -10,6 +10,7 @@ from sksd.cli.running import Scope, run
 
 
 @click.command("info", epilog="Example: sksd info local")
+@options.host
 @options.on_host
 @click.pass_obj
 def command(output: Output, access: options.Access) -> None:

@@ -9,6 +9,7 @@ from sksd.cli.output import Output
 
 
 @click.command("interrupt", epilog="Example: sksd interrupt lab k3f9")
+@options.host
 @ids.several
 @options.on_host
 @click.pass_context

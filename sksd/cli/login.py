@@ -10,6 +10,7 @@ from sksd.cli.running import Scope, run
 
 
 @click.command("login", epilog="Example: sksd login lab --user ada")
+@options.host
 @click.option("--forget", is_flag=True, help="Remove the password from the keyring.")
 @options.on_host
 @click.pass_obj

@@ -47,14 +47,20 @@ def as_json(command: Command) -> Command:
     )(command)  # fmt: skip
 
 
+def host(command: Command) -> Command:
+    """HOST, the first of the arguments."""
+    return click.argument("host", shell_complete=names.complete_hosts)(command)
+
+
 def on_host(command: Command) -> Command:
-    """HOST and the options of every command that logs in; the command's first argument becomes an `Access`."""
+    """The options of every command that logs in; with HOST they become the command's first argument, an `Access`."""
 
     @functools.wraps(command)
-    def with_access(**given: Any) -> Any:
+    def call(**given: Any) -> Any:
         access = Access(**{field.name: given.pop(field.name) for field in attrs.fields(Access)})
         return command(access, **given)
 
+    with_access: Command = call
     for decorate in (
         as_json,
         click.option("--timeout", metavar="S", type=click.FloatRange(0, 3600, min_open=True), default=10.0,
@@ -67,7 +73,7 @@ def on_host(command: Command) -> Command:
         click.option("--user", metavar="U", help="Account on the host (default: your name here)."),
     ):  # fmt: skip
         with_access = decorate(with_access)
-    return click.argument("host", shell_complete=names.complete_hosts)(with_access)
+    return with_access
 
 
 class Range(click.ParamType):

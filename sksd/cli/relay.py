@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("relay", epilog="Example: sksd relay lab analysis --transport tcp")
+@options.host
 @click.option("--file", "-f", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
               help="Connection file to write (default: a new one where Jupyter looks for them).")
 @click.option("--transport", type=click.Choice(["ipc", "tcp"]), default="ipc", show_default=True,

@@ -9,6 +9,7 @@ from sksd.cli.output import Output
 
 
 @click.command("restart", epilog="Example: sksd restart lab k3f9")
+@options.host
 @ids.several
 @options.on_host
 @click.pass_context

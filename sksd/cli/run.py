@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sksd.cli.spinning import Held
     from sksd.cli.terminal import Record, Screen
     from sksd.client.relay import Relay
+    from sksd.errors import SksdError
     from sksd.jupyter.execute import Program
     from sksd.wire.messages import Accept
 
@@ -66,6 +67,7 @@ class _Run(click.Command):
     cls=_Run,
     epilog="Examples: sksd run lab analysis -c 'import os; os.cpu_count()' ; sksd run lab analysis model.py --fast",
 )
+@options.host
 @click.option("-c", "code", metavar="CODE", help="Run this; the value of its last line is shown.")
 @click.option("--figures", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path),
               help="Save pictures there, as figure-1.png and so on.")
@@ -169,8 +171,12 @@ async def _work(scope: Scope, held: Held, relay: Relay, program: Program, front:
             first.callback(None)
         return value
 
+    def over(why: SksdError | None) -> None:
+        ended.append(why)
+        tell(None)
+
     running.addBoth(tell)
-    relay.when_ended().addCallback(lambda why: (ended.append(why), tell(None)))
+    relay.when_ended().addCallback(over)
     pressed = [-_TWICE]
 
     def interrupt() -> None:

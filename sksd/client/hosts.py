@@ -85,7 +85,7 @@ class FromNote(KnownHosts):
         return normal(self.fingerprint)
 
 
-@attrs.frozen
+@attrs.define
 class Target:
     """One host that can be reached: the `Route` of a session and of its links.
 

@@ -82,7 +82,8 @@ class Execution:
         """Run it; the exit code as Python would give it: 130 after an interrupt."""
         client = self._client
         client.start_channels(shell=True, iopub=True, stdin=True, hb=False, control=False)
-        readers = [asyncio.create_task(read()) for read in (self._shell, self._iopub, self._stdin)]
+        reading = (self._shell, self._iopub, self._stdin)
+        readers: list[asyncio.Task[Any]] = [asyncio.create_task(read()) for read in reading]
         work = asyncio.create_task(self._work())
         try:
             done, _ = await asyncio.wait([work, *readers], return_when=asyncio.FIRST_COMPLETED)
@@ -221,14 +222,15 @@ class Execution:
             if message["msg_type"] != "input_request" or message["parent_header"].get("msg_id") != self._request:
                 continue
             content = message["content"]
-            asked = asyncio.create_task(self._front.input(content["prompt"], bool(content.get("password"))))
+            line = self._front.input(content["prompt"], bool(content.get("password")))
+            asked: asyncio.Future[Any] = asyncio.ensure_future(line)
             # An interrupt ends the program while it waits for input.
-            over = self._replies[self._request]
+            over: asyncio.Future[Any] = self._replies[self._request]
             try:
                 await asyncio.wait([asked, over], return_when=asyncio.FIRST_COMPLETED)
                 if asked.done():
-                    line = asked.result()
-                    self._client.input(_END_OF_INPUT if line is None else line)
+                    said = asked.result()
+                    self._client.input(_END_OF_INPUT if said is None else said)
             finally:
                 asked.cancel()
 
