@@ -319,7 +319,7 @@ class KernelSilent(SksdError):
 
 
 class NotStarted(SksdError):
-    """{host} did not start a kernel in {environment} ({outcome}). {problem}"""
+    """{host} did not start a kernel: {problem}."""
 
     code = "not-started"
 

@@ -89,6 +89,8 @@ def keep_password(user: str, host: Target, password: str | None) -> bool:
 
         if password is not None:
             keyring.set_password(SERVICE, f"{user}@{host.key}", password)
+            if keyring.get_password(SERVICE, f"{user}@{host.key}") != password:
+                raise RuntimeError("the one that is set up keeps nothing")
             return True
         try:
             keyring.delete_password(SERVICE, f"{user}@{host.key}")

@@ -12,7 +12,7 @@ import click
 
 from sksd.cli import options
 from sksd.cli.output import Output
-from sksd.cli.running import Scope, finished, run
+from sksd.cli.running import Job, Scope, finished, first_of, run
 
 if TYPE_CHECKING:
     from sksd.cli.spinning import Held
@@ -86,8 +86,7 @@ async def _child(scope: Scope, held: Held, relay: Relay) -> int:
 
     from twisted.internet import defer, error, protocol
 
-    gone: defer.Deferred[int] = defer.Deferred()
-    ended: list[Any] = []
+    leaving: defer.Deferred[int] = defer.Deferred()
 
     class Child(protocol.ProcessProtocol):
         """Its descriptor 3 brings a byte for each interrupt; 4 ends with this process."""
@@ -96,7 +95,7 @@ async def _child(scope: Scope, held: Held, relay: Relay) -> int:
             defer.ensureDeferred(finished(held.session.interrupt()))
 
         def processEnded(self, reason: Any) -> None:
-            gone.callback(reason.value.exitCode or 0)
+            leaving.callback(reason.value.exitCode or 0)
 
     # Its own Python, and nothing of a virtual environment that happens to be around.
     child = scope.reactor.spawnProcess(
@@ -111,31 +110,18 @@ async def _child(scope: Scope, held: Held, relay: Relay) -> int:
         with contextlib.suppress(error.ProcessExitedAlready):
             child.signalProcess(signal)
 
-    def over(why: Any) -> None:
-        ended.append(why)
-        end("TERM")
-
-    relay.when_ended().addCallback(over)
-    waiting: defer.Deferred[None] = defer.Deferred()
-
-    def tell(code: int) -> int:
-        if not waiting.called:
-            waiting.callback(None)
-        return code
-
-    gone.addCallback(tell)
+    gone, ended = Job(leaving), Job(relay.when_ended())
     try:
-        await waiting
-    except defer.CancelledError:
+        await first_of(gone, ended)
+    finally:
         end("TERM")
         killing = scope.reactor.callLater(2.0, end, "KILL")
-        await gone
+        code = await gone.wait()
         if killing.active():
             killing.cancel()
-        raise
-    code = await gone
-    if ended and ended[0] is not None:
-        raise ended[0]
+    why = await ended.wait() if ended.done else None
+    if why is not None:
+        raise why
     return code
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from sksd.cli import options
 from sksd.cli.output import Output, at_terminal
-from sksd.cli.running import Scope, finished, in_asyncio, run
+from sksd.cli.running import Job, Scope, finished, first_of, in_asyncio, run
 
 if TYPE_CHECKING:
     from sksd.cli.spinning import Held
     from sksd.cli.terminal import Record, Screen
     from sksd.client.relay import Relay
-    from sksd.errors import SksdError
     from sksd.jupyter.execute import Program
     from sksd.wire.messages import Accept
 
@@ -162,41 +161,31 @@ async def _work(scope: Scope, held: Held, relay: Relay, program: Program, front:
         return Execution(relay.file, program, front, alone=held.ours)
 
     execution = await in_asyncio(prepared())
-    running = defer.ensureDeferred(in_asyncio(execution.run()))
-    ended: list[Any] = []
-    first: defer.Deferred[None] = defer.Deferred()
-
-    def tell(value: Any) -> Any:
-        if not first.called:
-            first.callback(None)
-        return value
-
-    def over(why: SksdError | None) -> None:
-        ended.append(why)
-        tell(None)
-
-    running.addBoth(tell)
-    relay.when_ended().addCallback(over)
-    pressed = [-_TWICE]
+    running = Job(defer.ensureDeferred(in_asyncio(execution.run())))
+    ended = Job(relay.when_ended())
+    pressed = -_TWICE
 
     def interrupt() -> None:
+        nonlocal pressed
         now = time.monotonic()
-        if now - pressed[0] < _TWICE:
+        if now - pressed < _TWICE:
             scope.end()
             return
-        pressed[0] = now
+        pressed = now
         if at_terminal(sys.stderr) and not scope.output.as_json:
             scope.output.note("sksd: interrupting; Ctrl-C once more ends the program.")
         defer.ensureDeferred(finished(held.session.interrupt()))
 
     try:
         with scope.interrupts(interrupt):
-            await first
-            if ended and not running.called:
+            await first_of(running, ended)
+            if not running.done:
                 await in_asyncio(execution.quiet(_LAST_WORDS))
-        if ended and not running.called and ended[0] is not None:
-            raise ended[0]
-        return await running
+        if not running.done:
+            why = await ended.wait()
+            if why is not None:
+                raise why
+        return await running.wait()
     finally:
-        running.addErrback(lambda _: None)
         running.cancel()
+        await in_asyncio(front.flush())

@@ -6,11 +6,15 @@ import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import attrs
 
 from sksd.cli.output import Output
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+    from twisted.python.failure import Failure
 
 T = TypeVar("T")
 
@@ -108,6 +112,53 @@ def run(output: Output, body: Callable[[Scope], Coroutine[Any, Any, T]]) -> T:
     if isinstance(value, Failure):
         value.raiseException()
     return value  # type: ignore[return-value]
+
+
+class Job(Generic[T]):
+    """Work under way that several may wait for: whoever gives up waiting does not end it, `cancel` does."""
+
+    def __init__(self, work: Deferred[T]) -> None:
+        self._work = work
+        self._result: list[T | Failure] = []
+        self._waiting: list[Deferred[None]] = []
+        work.addBoth(self._over)
+
+    def _over(self, result: T | Failure) -> None:
+        self._result.append(result)
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if not each.called:
+                each.callback(None)
+
+    @property
+    def done(self) -> bool:
+        """It has ended, in whatever way."""
+        return bool(self._result)
+
+    def cancel(self) -> None:
+        """End it; harmless when it has ended."""
+        self._work.cancel()
+
+    async def wait(self) -> T:
+        """Its result; raises what it raised."""
+        await first_of(self)
+        result = self._result[0]
+        from twisted.python.failure import Failure
+
+        if isinstance(result, Failure):
+            result.raiseException()
+        return result
+
+
+async def first_of(*jobs: Job[Any]) -> None:
+    """Returns when one of `jobs` has ended."""
+    from twisted.internet import defer
+
+    if not any(job.done for job in jobs):
+        ended: Deferred[None] = defer.Deferred()
+        for job in jobs:
+            job._waiting.append(ended)
+        await ended
 
 
 async def in_asyncio(work: Coroutine[Any, Any, T]) -> T:

@@ -10,7 +10,7 @@ import attrs
 from twisted.internet import defer
 
 from sksd.cli import names
-from sksd.cli.running import Scope, finished
+from sksd.cli.running import Job, Scope, finished
 from sksd.client.hosts import Target
 from sksd.client.session import EngineSession, Session
 from sksd.errors import (
@@ -64,26 +64,18 @@ async def spin_up(scope: Scope, session: Session, start: Start) -> Outcome:
         label=start.label,
     )
     with scope.output.waiting(scope.reactor, f"Starting a kernel in {environment}") as change:
-        starting = defer.ensureDeferred(session.spin_up(wish, lambda progress: change(progress.message)))
-        waiting: defer.Deferred[None] = defer.Deferred()
-        starting.addBoth(_pass_and_tell, waiting)
+        spinning = session.spin_up(wish, lambda progress: change(progress.message))
+        starting = Job(defer.ensureDeferred(spinning))
         try:
-            await waiting
+            return await starting.wait()
         except defer.CancelledError:
             change("Giving up")
-            outcome = await finished(starting)
+            outcome = await finished(starting.wait())
             if outcome is not None and outcome.engine is not None:
                 engine = await finished(session.engine(outcome.engine.id))
                 if engine is not None:
                     await finished(engine.shutdown(1.0))
             raise
-        return await starting
-
-
-def _pass_and_tell(result: Outcome, waiting: defer.Deferred[None]) -> Outcome:
-    if not waiting.called:
-        waiting.callback(None)
-    return result
 
 
 async def _first_fit(session: Session, accepts: Sequence[Accept]) -> str:
@@ -99,13 +91,8 @@ def failure(host: str, start: Start, outcome: Outcome) -> SksdError | None:
         return None
     if outcome.code is not None:
         return from_code(outcome.code, outcome.message or "", {**outcome.fields, "host": host})
-    sentences = [outcome.message or ""]
-    for unmet in outcome.unmet:
-        sentences.append(f"{unmet.requirement} is wanted, {unmet.found or 'nothing'} is there: {unmet.mend}.")
-    problem = " ".join(sentence for sentence in sentences if sentence)
-    return NotStarted(
-        host=host, environment=start.environment or "any environment", outcome=outcome.outcome, problem=problem
-    )
+    words = [outcome.message or outcome.outcome, *(unmet.mend for unmet in outcome.unmet)]
+    return NotStarted(host=host, problem="; ".join(words))
 
 
 async def find(session: Session, engine: str) -> Engine:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
 import select
 import sys
 import termios
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,35 +17,75 @@ from typing import Any, Final
 from sksd.cli.output import at_terminal, plain
 
 _CHUNK: Final = 64 * 1024
+#: Bytes that wait for a terminal or pipe; what exceeds them waits on its way here.
+_MOST: Final = 4 * 1024 * 1024
 
 
 class Writer:
     """Writes to descriptors in a thread: a pager that nobody scrolls must not keep the link from being served."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[int, bytes, Any, asyncio.Future[None]]] = queue.SimpleQueue()
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._size = 0
+        self._problem: OSError | None = None
+        self._changed = threading.Condition()
+        self._empty: list[tuple[Any, asyncio.Future[None]]] = []
         # A daemon: whoever ends the command does not wait for the pager.
         threading.Thread(target=self._work, daemon=True, name="sksd output").start()
 
     async def write(self, descriptor: int, data: bytes) -> None:
-        """Returns when all is written; raises OSError, a BrokenPipeError among them."""
+        """Takes `data`; waits while more than _MOST bytes are on their way. Raises the OSError of an earlier write,
+        such as BrokenPipeError."""
+        with self._changed:
+            if self._problem is not None:
+                raise self._problem
+            self._waiting.append((descriptor, data))
+            self._size += len(data)
+            full = self._size > _MOST
+            self._changed.notify()
+        if full:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Returns when all is written; raises as `write`."""
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        self._queue.put((descriptor, data, loop, done))
-        await done
+        with self._changed:
+            if self._problem is not None:
+                raise self._problem
+            if not self._size:
+                return
+            empty: asyncio.Future[None] = loop.create_future()
+            self._empty.append((loop, empty))
+        await empty
 
     def _work(self) -> None:
         while True:
-            descriptor, data, loop, done = self._queue.get()
-            problem: OSError | None = None
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(descriptor, view[: 16 * _CHUNK]) :]
-            except OSError as error:
-                problem = error
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, done, problem)
+            with self._changed:
+                while not self._waiting:
+                    self._changed.wait()
+                descriptor, data = self._waiting.popleft()
+                more = [data]
+                while self._waiting and self._waiting[0][0] == descriptor:
+                    more.append(self._waiting.popleft()[1])
+            problem = _write(descriptor, b"".join(more))
+            with self._changed:
+                self._size -= sum(map(len, more))
+                self._problem = self._problem or problem
+                if not self._size or problem is not None:
+                    for loop, empty in self._empty:
+                        with contextlib.suppress(RuntimeError):
+                            loop.call_soon_threadsafe(_settle, empty, self._problem)
+                    self._empty.clear()
+
+
+def _write(descriptor: int, data: bytes) -> OSError | None:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(descriptor, view[: 16 * _CHUNK]) :]
+    except OSError as error:
+        return error
+    return None
 
 
 def _settle(done: asyncio.Future[None], problem: OSError | None) -> None:
@@ -156,6 +196,10 @@ class Screen:
         """Called by Execution."""
         await self.stream("stderr", (text if self._colours else plain(text)) + "\n")
 
+    async def flush(self) -> None:
+        """Returns when everything is on the screen."""
+        await self._writer.flush()
+
     async def picture(self, kind: str, data: bytes, text: str) -> None:
         """Called by Execution."""
         if self._figures is None:
@@ -214,6 +258,9 @@ class Record:
         """Called by Execution."""
         await self.stream("stdout", prompt)
         return await self._reader.line(password) if self._stdin else None
+
+    async def flush(self) -> None:
+        """Nothing waits."""
 
     def document(self, exit_code: int) -> dict[str, Any]:
         """What `sksd run --json` prints."""

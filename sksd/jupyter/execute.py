@@ -24,6 +24,8 @@ from sksd.jupyter import snippets
 _ASK_AFTER: Final = 2.0
 #: Seconds for a subscription to reach the engine before it is made to speak again.
 _SPEAK: Final = 0.3
+#: Messages handled before others get their turn.
+_TURN: Final = 5
 #: Pictures, in order of preference, and what their files are called.
 _PICTURES: Final = {"image/png": "png", "image/svg+xml": "svg", "image/jpeg": "jpeg", "application/pdf": "pdf"}
 #: ipykernel takes this answer for the end of the input.
@@ -187,8 +189,16 @@ class Execution:
                 waiting.set_result(message["content"])
 
     async def _iopub(self) -> None:
+        count = 0
         while True:
-            message = await self._client.get_iopub_msg(timeout=None)
+            count += 1
+            if count % _TURN == 0:
+                # Receiving what is there already does not let anybody else run, the link among them, and what the
+                # link does not read soon enough the kernel drops.
+                await asyncio.sleep(0)
+            parts = await self._client.iopub_channel.socket.recv_multipart()
+            _, parts = self._client.session.feed_identities(parts)
+            message = self._client.session.deserialize(parts)
             self._heard.set()
             self._said.set()
             parent = message["parent_header"].get("msg_id", "")
