@@ -174,6 +174,12 @@ class KnownHostsBroken(SksdError):
     code = "known-hosts"
 
 
+class WrongFingerprint(SksdError):
+    """{host} shows another certificate: {fingerprint}, and not {expected}. Nothing is remembered."""
+
+    code = "wrong-fingerprint"
+
+
 # -- logging in -------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +200,13 @@ class NoPassword(SksdError):
     SKSD_PASSWORD or --password-stdin."""
 
     code = "no-password"
+
+
+class NoKeyring(SksdError):
+    """This machine has no keyring that can hold the password ({problem}): give SKSD_PASSWORD or --password-stdin each
+    time, or set one up (`python -m keyring --list-backends` shows what there is)."""
+
+    code = "no-keyring"
 
 
 class NotAllowed(SksdError):
@@ -250,6 +263,12 @@ class NoSuchEnvironment(SksdError):
     code = "no-such-environment"
 
 
+class NothingFits(SksdError):
+    """No environment on {host} has a kernel that fits: `sksd envs {host} --all` says for each what is missing."""
+
+    code = "nothing-fits"
+
+
 class EnvironmentBroken(SksdError):
     """The environment {name} on {host} cannot be used: {problem}."""
 
@@ -297,6 +316,12 @@ class KernelSilent(SksdError):
             f"The kernel did not answer within {self.fields.get('seconds', '?')} s and was stopped."
             f" Its last lines:\n{log}"
         )
+
+
+class NotStarted(SksdError):
+    """{host} did not start a kernel: {problem}."""
+
+    code = "not-started"
 
 
 class NoSuchEngine(SksdError):

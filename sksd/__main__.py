@@ -1,0 +1,5 @@
+"""`python -m sksd` is `sksd`."""
+
+from sksd.cli.main import main
+
+main()

@@ -1,0 +1,48 @@
+"""`sksd login`."""
+
+from __future__ import annotations
+
+import click
+
+from sksd.cli import options
+from sksd.cli.output import Output
+from sksd.cli.running import Scope, run
+
+
+@click.command("login", epilog="Example: sksd login lab --user ada")
+@options.host
+@click.option("--forget", is_flag=True, help="Remove the password from the keyring.")
+@options.on_host
+@click.pass_obj
+def command(output: Output, access: options.Access, forget: bool) -> None:
+    """Check a password and keep it in the keyring."""
+
+    async def body(scope: Scope) -> None:
+        from sksd.cli import access as logins
+        from sksd.cli.running import finished
+
+        host = await logins.reach(scope, access)
+        user = logins.account(access, host)
+        if forget:
+            had = logins.keep_password(user, host, None)
+            output.document({"host": host.name, "user": user, "stored": False})
+            output.say(f"Forgot the password for {host.name}." if had else f"No password is kept for {host.name}.")
+            return
+        password = logins.given_password(access, host)
+        if password is None and not access.guest:
+            await (await logins.say_hello(scope, access, host)).close()
+            password = logins.prompted_password(user, host)
+        connection = await logins.say_hello(scope, access, host)
+        try:
+            session = await logins.log_in(scope, access, connection, user, password or "")
+        finally:
+            await finished(connection.close())
+        # The token in its file is all that the daemon of this very user needs.
+        store = not host.own and not access.guest
+        if store:
+            logins.keep_password(user, host, password)
+        output.document({"host": host.name, "user": session.user, "stored": store})
+        kept = " The password is in the keyring." if store else ""
+        output.say(f"Logged in on {host.name} as {session.user}.{kept}")
+
+    run(output, body)

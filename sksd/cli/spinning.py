@@ -1,0 +1,140 @@
+"""Engines for commands: started for them, or found by the beginning of an id."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import attrs
+from twisted.internet import defer
+
+from sksd.cli import names
+from sksd.cli.running import Job, Scope, finished
+from sksd.client.hosts import Target
+from sksd.client.session import EngineSession, Session
+from sksd.errors import (
+    EngineAmbiguous,
+    EngineEnded,
+    NoSuchEngine,
+    NothingFits,
+    NotStarted,
+    SksdError,
+    from_code,
+)
+from sksd.wire.messages import Accept, Engine, Outcome, SpinUp, Ticket
+from sksd.wire.names import DEAD
+
+#: Seconds after which the host ends an engine of ours when we were killed and could not.
+ORPHAN: Final = 60.0
+
+
+@attrs.frozen
+class Start:
+    """What a person said about the engine to start; `environment` None: the first that fits."""
+
+    environment: str | None
+    accepts: Sequence[Accept] = ()
+    cwd: str | None = None
+    variables: dict[str, str | None] = attrs.field(factory=dict)
+    timeout: float = 60.0
+    linger: float | None = None
+    label: str = ""
+
+
+@attrs.frozen
+class Held:
+    """An engine to work with: `ours` when it was started for this command and ends with it."""
+
+    session: EngineSession
+    ticket: Ticket
+    ours: bool
+
+
+async def spin_up(scope: Scope, session: Session, start: Start) -> Outcome:
+    """Start an engine; the outcome, whatever it is. When the person gives up meanwhile, no engine is left."""
+    environment = start.environment or await _first_fit(session, start.accepts)
+    wish = SpinUp(
+        environment=environment,
+        accepts=list(start.accepts),
+        cwd=start.cwd,
+        variables=start.variables,
+        linger=start.linger,
+        timeout=start.timeout,
+        label=start.label,
+    )
+    with scope.output.waiting(scope.reactor, f"Starting a kernel in {environment}") as change:
+        spinning = session.spin_up(wish, lambda progress: change(progress.message))
+        starting = Job(defer.ensureDeferred(spinning))
+        try:
+            return await starting.wait()
+        except defer.CancelledError:
+            change("Giving up")
+            outcome = await finished(starting.wait())
+            if outcome is not None and outcome.engine is not None:
+                engine = await finished(session.engine(outcome.engine.id))
+                if engine is not None:
+                    await finished(engine.shutdown(1.0))
+            raise
+
+
+async def _first_fit(session: Session, accepts: Sequence[Accept]) -> str:
+    for environment in await session.environments(list(accepts)):
+        if environment.fits:
+            return environment.name
+    raise NothingFits(host=session.route.name)
+
+
+def failure(host: str, start: Start, outcome: Outcome) -> SksdError | None:
+    """The error that an outcome is, None when an engine was started."""
+    if outcome.engine is not None and outcome.ticket is not None:
+        return None
+    if outcome.code is not None:
+        return from_code(outcome.code, outcome.message or "", {**outcome.fields, "host": host})
+    words = [outcome.message or outcome.outcome, *(unmet.mend for unmet in outcome.unmet)]
+    return NotStarted(host=host, problem="; ".join(words))
+
+
+async def find(session: Session, engine: str) -> Engine:
+    """The engine whose id begins with `engine`. Raises NoSuchEngine, EngineAmbiguous."""
+    found = await session.engines()
+    names.keep(names.ENGINES, key(session), [each.id for each in found])
+    matching = [each for each in found if engine and each.id.startswith(engine)]
+    exact = [each for each in matching if each.id == engine]
+    if not matching:
+        raise NoSuchEngine(host=session.route.name, engine=engine)
+    if len(matching) > 1 and not exact:
+        raise EngineAmbiguous(host=session.route.name, engine=engine)
+    return (exact or matching)[0]
+
+
+def key(session: Session) -> str:
+    """The key under which names of this host are kept for tab completion."""
+    route = session.route
+    return route.key if isinstance(route, Target) else route.name.casefold()
+
+
+@asynccontextmanager
+async def engine_for(
+    scope: Scope, session: Session, engine: str | None, start: Start, keep: bool = False
+) -> AsyncIterator[Held]:
+    """The engine that was named, or a new one, which is stopped after the block unless `keep`."""
+    if engine is not None:
+        found = await find(session, engine)
+        if found.state == DEAD:
+            raise EngineEnded(host=session.route.name, engine=found.id, how=found.reason or "it is dead")
+        held = await session.engine(found.id)
+        yield Held(held, await held.ticket(), ours=False)
+        return
+    outcome = await spin_up(scope, session, start)
+    problem = failure(session.route.name, start, outcome)
+    if problem is not None:
+        raise problem
+    assert outcome.engine is not None and outcome.ticket is not None
+    held = await session.engine(outcome.engine.id)
+    try:
+        yield Held(held, outcome.ticket, ours=True)
+    finally:
+        if not keep:
+            with scope.output.waiting(scope.reactor, "Stopping the kernel"):
+                await finished(held.shutdown(2.0))

@@ -1,0 +1,110 @@
+"""The Python that goes to an engine around a person's own code.
+
+It leaves the person's namespace as it was, and needs nothing there but IPython.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+#: The person's cell is sent as it is; this goes before it. `sys.exit` and `exit(3)` shall end the program without
+#: IPython's advice on how to exit.
+_PREPARE: Final = """
+import sys, warnings
+from IPython import get_ipython
+from IPython.core.autocall import IPyAutocall
+shell = get_ipython()
+class Leave(IPyAutocall):
+    rewrite = False
+    def __call__(self, code=None):
+        raise SystemExit(code)
+kept = {name: shell.user_ns.get(name) for name in ("exit", "quit")}
+shell.user_ns.update(exit=Leave(), quit=Leave())
+warnings.filterwarnings("ignore", message="To exit: use")
+shell._sksd = {"kept": kept, "filter": warnings.filters[0], "argv": sys.argv}
+sys.argv = ARGV
+sys.last_value = None
+"""
+
+#: Goes behind it; leaves `[exit code, words for stderr]`.
+_FINISH: Final = """
+import sys, warnings
+from IPython import get_ipython
+shell = get_ipython()
+state = shell._sksd
+for name, value in state["kept"].items():
+    if value is None:
+        shell.user_ns.pop(name, None)
+    else:
+        shell.user_ns[name] = value
+if state["filter"] in warnings.filters:
+    warnings.filters.remove(state["filter"])
+sys.argv = state["argv"]
+last = getattr(sys, "last_value", None)
+code = last.code if isinstance(last, SystemExit) else 0
+shell._sksd = [0, None] if code is None else [int(code), None] if isinstance(code, int) else [1, str(code)]
+"""
+
+#: A file is run as `python FILE` runs it: its own traceback, and nothing shown but what it prints.
+_SCRIPT: Final = """
+import linecache, sys, traceback
+from IPython import get_ipython
+shell = get_ipython()
+space = shell.user_ns
+def leave(code=None):
+    raise SystemExit(code)
+new = {"__file__": NAME, "exit": leave, "quit": leave}
+kept = {name: space[name] for name in new if name in space}
+argv, sys.argv = sys.argv, ARGV
+space.update(new)
+linecache.cache[NAME] = (len(TEXT), None, TEXT.splitlines(True), NAME)
+result = [0, None]
+def show(error):
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == "<sksd>":
+        trace = trace.tb_next
+    traceback.print_exception(type(error), error, trace)
+try:
+    exec(compile(TEXT, NAME, "exec", dont_inherit=True), space)
+except SystemExit as error:
+    code = error.code
+    result = [0, None] if code is None else [int(code), None] if isinstance(code, int) else [1, str(code)]
+except KeyboardInterrupt as error:
+    show(error)
+    result = [130, None]
+except BaseException as error:
+    show(error)
+    result = [1, None]
+finally:
+    sys.argv = argv
+    for name in new:
+        space.pop(name, None)
+    space.update(kept)
+    shell._sksd = result
+"""
+
+#: An expression for `user_expressions`: what _FINISH and _SCRIPT left.
+RESULT: Final = "__import__('IPython').get_ipython()._sksd"
+
+
+def _exec(snippet: str, **names: object) -> str:
+    # JSON is Python here: only strings and lists of strings are handed over.
+    given = ", ".join(f"{name!r}: {json.dumps(value)}" for name, value in names.items())
+    return f"exec(compile({snippet!r}, '<sksd>', 'exec'), {{{given}}})"
+
+
+def prepare(args: Sequence[str]) -> str:
+    """To be executed silently before a cell. `args`: what `sys.argv` shows behind its first element."""
+    return _exec(_PREPARE, ARGV=["-c", *args])
+
+
+def finish() -> str:
+    """To be executed silently after a cell; `RESULT` is there then."""
+    return _exec(_FINISH)
+
+
+def script(text: str, name: str, args: Sequence[str]) -> str:
+    """To be executed in place of the file `name` with the content `text`; `RESULT` is there then."""
+    return _exec(_SCRIPT, TEXT=text, NAME=name, ARGV=[name, *args])
