@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -38,7 +39,12 @@ async def daemon(**environ: str) -> AsyncIterator[tuple[session.Session, subproc
         connection = await session.connect(reactor, Local(note))
         here = await connection.login("", paths.token().read_text().strip())
         yield here, process
+        for engine in await here.engines():
+            await (await here.engine(engine.id)).shutdown()
         await here.close()
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         process.terminate()
         process.wait()
