@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from typing import Any, Final
 
 from sksd import reactor as choose_reactor
@@ -38,7 +39,7 @@ from sksd.wire.names import DEAD, PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
 log = Logger()
 
 #: Seconds without connection and engine after which the proxy ends; one that was just started has longer.
-LINGER: Final = 2.0
+LINGER: Final = 1.0
 FIRST_LINGER: Final = 20.0
 
 
@@ -51,7 +52,7 @@ class Proxy:
         self.listeners = Listeners()
         self.engines = Engines(reactor, BoundedLogs(reactor, 1024 * 1024), self._changed)
         login = dict(os.environ)
-        activations = Activations(lambda *run: shell.run(reactor, *run))
+        activations = Activations(partial(shell.run, reactor))
         self.spinning = SpinningUp(self.engines, activations, login, sys.prefix)
         self.brokers = BrokerFactory()
         self._leaving = reactor.callLater(FIRST_LINGER, self._leave)

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from sksd.errors import InternalError, SksdError
 from sksd.link.hello import FirstFrame, Hello, goodbye_frame, hello_to_proxy
+from sksd.link.protocol import tune
 from sksd.wire.names import PREAMBLE_LINK
 
 log = Logger()
@@ -75,6 +76,7 @@ class LinkDoor(protocol.Protocol):
         end.transport.write(PREAMBLE_LINK + hello_to_proxy(hello, engine) + self._waiting)
         self._waiting = b""
         self._proxy = end
+        tune(self.transport)
         # Each side is read only as fast as the other takes it.
         end.transport.registerProducer(self.transport, True)
         self.transport.registerProducer(end.transport, True)

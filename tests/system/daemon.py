@@ -124,6 +124,9 @@ class DaemonCase(unittest.TestCase):
         self.configuration = paths.configuration_file()
         self.configure("announce = no\nlisten = 127.0.0.1\n")
         self.addCleanup(self.nothing_is_left)
+        self._children: list[Process] = []
+        # Before what a test adds, so that it runs after it.
+        self.addCleanup(self._end_children)
 
     def configure(self, text: str) -> None:
         """Write the daemon's configuration; `text` stands in [sksd] unless it begins with a section."""
@@ -138,14 +141,15 @@ class DaemonCase(unittest.TestCase):
             process, arguments[0], arguments, env=environ, path=more.pop("path", str(ROOT)), **more
         )
 
-        def end() -> Any:
-            if process.ended.called:
-                return None
-            process.kill(signal.SIGKILL)
-            return process.ended
-
-        self.addCleanup(end)
+        self._children.append(process)
         return process
+
+    @defer.inlineCallbacks
+    def _end_children(self) -> Any:
+        for process in self._children:
+            if not process.ended.called:
+                process.kill(signal.SIGKILL)
+                yield process.ended
 
     async def start(self, *arguments: str) -> Process:
         """A daemon that listens; by default `twistd -ny sksd.tac`."""

@@ -201,7 +201,8 @@ class Strangers(unittest.TestCase):
 
     def test_garbage_costs_a_line_and_the_connection(self) -> None:
         events = logged(self)
-        for garbage in (b"GET / HTTP/1.1\r\n" * 5, b"\x16\x03\x01" + bytes(range(256)), b"\xff" * 100, b"\x00" * 200):
+        http = b"GET / HTTP/1.1\r\n" * 5
+        for garbage in (http, b"\x16\x03\x01" + bytes(range(256)), b"\xff" * 100, b"\x00" * 200):
             stranger = self.stranger()
             stranger.send(garbage)
             self.assertTrue(stranger.dropped, garbage)
@@ -216,7 +217,8 @@ class Strangers(unittest.TestCase):
         self.assertEqual(self.service.called, [])
 
     def test_registered_class_does_not_get_in(self) -> None:
-        for name in (b"tests.wire.test_broker.Copied", b"os.system", b"instance", b"module", b"function", b"reference"):
+        types = (b"os.system", b"instance", b"module", b"function", b"reference", b"persistent")
+        for name in (b"tests.wire.test_broker.Copied", *types):
             stranger = self.stranger()
             hostile = [b"tuple", [name, [b"dictionary"]]]
             stranger.send(self.banana(b"pb"))
