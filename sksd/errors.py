@@ -8,6 +8,7 @@ makes the same class again with `from_code`. The command line prints an error in
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -32,7 +33,12 @@ class SksdError(Exception):
 
     def __str__(self) -> str:
         sentence = inspect.cleandoc(type(self).__doc__ or "").replace("\n", " ")
-        return sentence.format_map(_Fields(self.fields))
+        parts = sentence.split("`")
+        # What stands in backticks is there to be copied: a name with a space in it must stay one word.
+        quoted = {name: shlex.quote(v) if isinstance(v, str) else v for name, v in self.fields.items()}
+        parts[::2] = [part.format_map(_Fields(self.fields)) for part in parts[::2]]
+        parts[1::2] = [part.format_map(_Fields(quoted)) for part in parts[1::2]]
+        return "`".join(parts)
 
 
 class InternalError(SksdError):

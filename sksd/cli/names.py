@@ -81,6 +81,15 @@ def complete_engines(context: click.Context, parameter: click.Parameter, begin: 
     return _beginning(_of_host(context, ENGINES), begin)
 
 
+def complete_program(context: click.Context, parameter: click.Parameter, begin: str) -> list[CompletionItem]:
+    """What `sksd run` takes behind HOST: an environment, then a file."""
+    from click.shell_completion import CompletionItem
+
+    if context.params.get("words") or context.params.get("engine"):
+        return [CompletionItem(begin, type="file")]
+    return complete_environments(context, parameter, begin)
+
+
 def _of_host(context: click.Context, kind: str) -> list[str]:
     host = str(context.params.get("host") or "").strip().rstrip(".").casefold()
     if host == "local":

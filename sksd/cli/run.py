@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sksd.cli import options
+from sksd.cli import names, options
 from sksd.cli.output import Output, at_terminal
 from sksd.cli.running import Job, Scope, finished, first_of, in_asyncio, run
 
@@ -72,7 +72,9 @@ class _Run(click.Command):
               help="Save pictures there, as figure-1.png and so on.")
 @options.engine
 @options.starting
-@click.argument("words", metavar="[ENV] [FILE|-] [ARGS]...", nargs=-1)
+@click.argument(
+    "words", metavar="[ENV] [FILE|-] [ARGS]...", nargs=-1, shell_complete=names.complete_program
+)
 @options.on_host
 @click.pass_context
 def command(
