@@ -32,8 +32,8 @@ async def daemon(**environ: str) -> AsyncIterator[tuple[session.Session, subproc
     paths.private(paths.configuration_file().parent)
     configuration = "[sksd]\nannounce = no\nlisten = 127.0.0.1\n[kernels]\nmax_kernels = 1000\n"
     paths.configuration_file().write_text(configuration)
-    log = open(top / "log", "wb")
-    process = subprocess.Popen([sys.executable, "-m", "sksd", "serve"], cwd=ROOT, stdout=log, stderr=log)
+    with open(top / "log", "wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "sksd", "serve"], cwd=ROOT, stdout=log, stderr=log)
     try:
         note = await until(lambda: read_note(paths.daemon_note()), "the daemon listens")
         connection = await session.connect(reactor, Local(note))
@@ -48,7 +48,6 @@ async def daemon(**environ: str) -> AsyncIterator[tuple[session.Session, subproc
     finally:
         process.terminate()
         process.wait()
-        log.close()
         await until(lambda: not _proxy(top), "the proxy ends")
         shutil.rmtree(top)
 

@@ -57,7 +57,8 @@ async def local(folder: Path, number: int) -> float:
     class Manager(AsyncKernelManager):
         @property
         def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(argv=[sys.executable, *COMMAND, "{connection_file}"], display_name="", language="python")
+            argv = [sys.executable, *COMMAND, "{connection_file}"]
+            return KernelSpec(argv=argv, display_name="", language="python")
 
     manager = Manager(transport="ipc", ip=str(folder / f"l{number}"), connection_file=str(folder / f"l{number}.json"))
     start = time.perf_counter()
