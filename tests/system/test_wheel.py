@@ -30,7 +30,9 @@ class Wheel(unittest.TestCase):
         self.run_command(*pip, *build)
         [self.wheel] = self.top.glob("sksd-*.whl")
         prefix = self.top / "prefix"
-        self.run_command(*pip, "install", "--quiet", "--no-deps", "--prefix", str(prefix), str(self.wheel))
+        # Without --ignore-installed pip would take away the sksd that runs the tests.
+        install = ("install", "--quiet", "--no-deps", "--ignore-installed", "--prefix", str(prefix))
+        self.run_command(*pip, *install, str(self.wheel))
         self.prefix = prefix
         [self.packages] = prefix.glob("lib/python*/site-packages")
 
