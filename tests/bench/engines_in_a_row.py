@@ -6,6 +6,8 @@ and fails when descriptors, processes, sockets or records are left, or memory gr
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from typing import Any
 
@@ -46,14 +48,14 @@ async def measure(count: int) -> int:
             assert outcome.engine is not None, outcome
             await (await here.engine(outcome.engine.id)).shutdown()
             if "proxy" not in watched:
-                [watched["proxy"]] = [p for p in psutil.process_iter() if "sksd.proxy" in " ".join(_words(p))]
+                [watched["proxy"]] = [p for p in ours() if "sksd.proxy" in p.cmdline()]
             if number % max(1, count // 10) == 0:
                 sample = {name: held(each) for name, each in watched.items()}
                 samples.append(sample)
                 words = ", ".join(f"{name} {fds} descriptors {size:.1f} MiB" for name, (fds, size) in sample.items())
                 print(f"{number:5} engines: {words}", flush=True)
         await until(lambda: not left(), f"files go: {left()}", 5)
-        kernels = [p.pid for p in psutil.process_iter() if str(paths.runtime()) in " ".join(_words(p))]
+        kernels = [p.pid for p in ours() if "spyder_kernels.console" in p.cmdline()]
         first, last = samples[0], samples[-1]
         faults = [f"processes {kernels}"] if kernels else []
         for name in watched:
@@ -65,11 +67,15 @@ async def measure(count: int) -> int:
     return bool(faults)
 
 
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline() if process.status() != "zombie" else []
-    except psutil.Error:
-        return []
+def ours() -> list[psutil.Process]:
+    """The processes of this measurement's daemon."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            mine = process.environ().get("XDG_RUNTIME_DIR") == os.environ["XDG_RUNTIME_DIR"]
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def main(reactor: Any) -> defer.Deferred[None]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -31,18 +32,22 @@ async def daemon(**environ: str) -> AsyncIterator[tuple[session.Session, subproc
     paths.private(paths.configuration_file().parent)
     configuration = "[sksd]\nannounce = no\nlisten = 127.0.0.1\n[kernels]\nmax_kernels = 1000\n"
     paths.configuration_file().write_text(configuration)
-    log = open(top / "log", "wb")
-    process = subprocess.Popen([sys.executable, "-m", "sksd", "serve"], cwd=ROOT, stdout=log, stderr=log)
+    with open(top / "log", "wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "sksd", "serve"], cwd=ROOT, stdout=log, stderr=log)
     try:
         note = await until(lambda: read_note(paths.daemon_note()), "the daemon listens")
         connection = await session.connect(reactor, Local(note))
         here = await connection.login("", paths.token().read_text().strip())
         yield here, process
+        for engine in await here.engines():
+            await (await here.engine(engine.id)).shutdown()
         await here.close()
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         process.terminate()
         process.wait()
-        log.close()
         await until(lambda: not _proxy(top), "the proxy ends")
         shutil.rmtree(top)
 

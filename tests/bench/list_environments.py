@@ -80,7 +80,7 @@ def milliseconds(action: Callable[[], Any]) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def _ask_each(prefixes: list[Path]) -> None:
+def ask_each(prefixes: list[Path]) -> None:
     for prefix in prefixes:
         subprocess.run([prefix / "bin" / "python", "-c", _ASK], check=True, stdout=subprocess.DEVNULL)
 
@@ -102,7 +102,7 @@ def main(count: int) -> None:
         warm = [milliseconds(lambda: list_environments(sources, reader, ACCEPTS)) for _ in range(20)]
         print(f"read from files, nothing known{statistics.median(cold):9.1f} ms")
         print(f"read from files, again        {statistics.median(warm):9.1f} ms")
-        print(f"asked of each one's Python    {milliseconds(lambda: _ask_each(prefixes)):9.1f} ms")
+        print(f"asked of each one's Python    {milliseconds(lambda: ask_each(prefixes)):9.1f} ms")
 
 
 if __name__ == "__main__":

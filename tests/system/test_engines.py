@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import defer, reactor
+from jupyter_client.blocking.client import BlockingKernelClient
+from twisted.internet import defer, reactor, threads
 
 from sksd import paths
 from sksd.client import session
@@ -110,18 +111,39 @@ class Life(Running):
             await (await self.here.engine(engine.id)).interrupt()
         self.assertFalse((paths.runtime() / "e" / engine.id).exists())
 
+    async def execute(self, engine: messages.Engine, code: str) -> None:
+        """Run code in an engine by its own sockets."""
+
+        def run() -> None:
+            client = BlockingKernelClient()
+            client.load_connection_file(str(paths.runtime() / "e" / engine.id / "kernel.json"))
+            client.start_channels(hb=False)
+            reply = client.execute_interactive(code, timeout=LIMIT)
+            client.stop_channels()
+            assert reply["content"]["status"] == "ok", reply
+
+        await threads.deferToThread(run)
+
     async def test_what_it_started_ends_with_it(self) -> None:
-        file = self.home / "pid"
-        (self.home / "child.py").write_text(
-            "import subprocess, sys\n"
-            f"open({str(file)!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid))\n"
-        )
-        engine = await self.spin_up(self.here, variables={"PYTHONSTARTUP": "", "PYTHONPATH": str(self.home)})
-        assert engine.pid is not None
-        child = subprocess.Popen(["sleep", "600"], preexec_fn=lambda: os.setpgid(0, 0))
-        child.kill()
-        child.wait()
-        await (await self.here.engine(engine.id)).shutdown()
+        for how in ("stopped", "killed"):
+            engine = await self.spin_up(self.here)
+            await self.execute(engine, "import subprocess; subprocess.Popen(['sleep', '600'])")
+            self.assertEqual(len(self.named("sleep")), 1)
+            if how == "stopped":
+                await (await self.here.engine(engine.id)).shutdown()
+            else:
+                assert engine.pid is not None
+                os.kill(engine.pid, signal.SIGKILL)
+            await until(lambda: not self.named("sleep"), f"its child ends when it is {how}", 3)
+
+    async def test_interrupt(self) -> None:
+        engine = await self.spin_up(self.here)
+        code = "import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    pass"
+        running = self.execute(engine, f"open('busy', 'w').close()\n{code}")
+        waiting = defer.ensureDeferred(running)
+        await until((self.home / "busy").exists, "it is busy")
+        await (await self.here.engine(engine.id)).interrupt()
+        await waiting.addTimeout(LIMIT, reactor)
 
     async def test_log(self) -> None:
         self.configure("announce = no\nlisten = 127.0.0.1\n[kernels]\nlog_size = 16K\n")

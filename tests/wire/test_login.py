@@ -1,0 +1,285 @@
+"""Login in memory: what a stranger sees, with a gate that says what the test wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.cred.portal import Portal
+from twisted.internet import defer, task
+from twisted.internet.testing import StringTransport
+from twisted.trial import unittest
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from sksd.errors import BadRequest, LoginMethod, LoginRefused, NotAllowed, ProtocolMismatch
+from sksd.interfaces import IGate
+from sksd.server import door
+from sksd.server.gate import UserGate, account
+from sksd.server.login import ATTEMPTS, REFUSAL_DELAY, GateChecker, LoginRoot, MethodCredentials, Realm
+from sksd.wire import messages
+from sksd.wire.broker import Remote
+from sksd.wire.calls import Caller
+from tests.wire.pairs import Pair
+
+
+@implementer(IGate)
+class Gate:
+    """Lets `ada` in with `lovelace`."""
+
+    def methods(self) -> list[str]:
+        return ["password"]
+
+    async def check(self, method: str, user: str, password: str) -> str:
+        if method != "password":
+            raise LoginMethod(method=method, methods="password")
+        if (user, password) != ("ada", "lovelace"):
+            raise LoginRefused()
+        return user
+
+    async def endpoint(self, user: str) -> Any:
+        raise AssertionError("nobody asked for a proxy")
+
+
+class Avatar(Remote):
+    """Counts its logout."""
+
+    def __init__(self, user: str, mind: Any) -> None:
+        self.user, self.mind, self.out = user, mind, 0
+
+    def logout(self) -> None:
+        self.out += 1
+
+    async def remote_ping(self, request: dict[str, Any]) -> messages.Nothing:
+        return messages.Nothing()
+
+
+class Login(unittest.TestCase):
+    """One connection."""
+
+    def setUp(self) -> None:
+        self.clock = task.Clock()
+        self.avatars: list[Avatar] = []
+        self.logged_in = 0
+        self.pair = Pair(Remote(), trusted=False)
+        portal = Portal(Realm(self.make), [GateChecker(Gate())])
+        root = LoginRoot(self.pair.server, self.clock, portal, self.welcome, self.logged)
+        self.pair.server.setNameForLocal("root", root)
+        self.caller = Caller(self.clock, "lab")
+
+    def make(self, user: str, mind: Any) -> Avatar:
+        self.avatars.append(Avatar(user, mind))
+        return self.avatars[-1]
+
+    def logged(self) -> None:
+        self.logged_in += 1
+
+    def welcome(self, protocol: int) -> messages.Welcome:
+        return messages.Welcome(protocol=protocol, version="9", name="Lab", hostname="lab", methods=["password"])
+
+    def call(self, name: str, request: Any, answer: Any, *references: Any) -> Any:
+        d = defer.ensureDeferred(self.caller.call_for(self.pair.root, name, request, answer, *references))
+        self.pair.flush()
+        return d
+
+    def login(self, **given: Any) -> Any:
+        return self.call("login", messages.Login(**given), messages.LoggedIn)
+
+    def test_hello(self) -> None:
+        welcome, _ = self.successResultOf(self.call("hello", messages.Hello(protocols=[1, 7]), messages.Welcome))
+        self.assertEqual((welcome.protocol, welcome.name), (1, "Lab"))
+
+    def test_no_protocol_in_common(self) -> None:
+        failure = self.failureResultOf(self.call("hello", messages.Hello(protocols=[7]), messages.Welcome))
+        self.assertIsInstance(failure.value, ProtocolMismatch)
+        self.assertIn("upgrade", str(failure.value))
+
+    def test_newer_field_is_refused_not_ignored(self) -> None:
+        d = self.pair.root.callRemote("login", {"user": "ada", "password": "lovelace", "colour": "red"})
+        self.pair.flush()
+        error = self.successResultOf(d)[0]["error"]
+        self.assertEqual(error["code"], BadRequest.code)
+        self.assertIn("colour", error["message"])
+
+    def test_right_password(self) -> None:
+        mind = Remote()
+        d = defer.ensureDeferred(
+            self.caller.call_for(
+                self.pair.root, "login", messages.Login(user="ada", password="lovelace"), messages.LoggedIn, mind
+            )
+        )
+        self.pair.flush()
+        logged_in, avatar = self.successResultOf(d)
+        self.assertEqual((logged_in.user, self.logged_in), ("ada", 1))
+        self.assertIsNotNone(self.avatars[0].mind)
+        self.pair.root = avatar
+        self.successResultOf(self.call("ping", messages.Nothing(), messages.Nothing))
+        self.assertEqual(self.avatars[0].out, 0)
+        self.pair.client.transport.loseConnection()
+        self.pair.flush()
+        self.assertEqual(self.avatars[0].out, 1)
+
+    def test_wrong_user_and_wrong_password_are_the_same(self) -> None:
+        said = []
+        for user, password in (("ada", "x"), ("nobody", "lovelace"), ("", "")):
+            d = self.login(user=user, password=password)
+            self.assertNoResult(d)
+            self.clock.advance(REFUSAL_DELAY)
+            self.pair.flush()
+            said.append(str(self.failureResultOf(d, LoginRefused).value))
+        self.assertEqual(len(set(said)), 1)
+        self.assertEqual((self.avatars, self.logged_in), ([], 0))
+
+    def test_too_many_wrong_ones_hang_up(self) -> None:
+        for _ in range(ATTEMPTS):
+            d = self.login(user="ada", password="x")
+            self.clock.advance(REFUSAL_DELAY)
+            self.pair.flush()
+            self.failureResultOf(d, LoginRefused)
+        self.clock.advance(1)
+        self.pair.flush()
+        self.assertTrue(self.pair.client.disconnected)
+
+    def test_unknown_method(self) -> None:
+        self.failureResultOf(self.login(method="magic"), LoginMethod)
+
+    def test_second_login_on_one_connection(self) -> None:
+        self.successResultOf(self.login(user="ada", password="lovelace"))
+        self.failureResultOf(self.login(user="ada", password="lovelace"), NotAllowed)
+
+    def test_gone_before_the_gate_has_answered(self) -> None:
+        d = self.login(user="ada", password="x")
+        self.pair.client.transport.loseConnection()
+        self.pair.flush()
+        self.clock.advance(REFUSAL_DELAY + 1)
+        self.failureResultOf(d)
+
+    def test_no_secret_in_a_repr(self) -> None:
+        self.assertNotIn("lovelace", repr(MethodCredentials("password", "ada", "lovelace")))
+
+
+class TokenGate(unittest.TestCase):
+    """The gate of user mode."""
+
+    def setUp(self) -> None:
+        self.gate = UserGate(task.Clock(), "token", {})
+
+    def check(self, *given: str) -> Any:
+        return defer.ensureDeferred(self.gate.check(*given))
+
+    def test_interface(self) -> None:
+        self.assertTrue(verifyObject(IGate, self.gate))
+
+    def test_token_opens_the_one_account(self) -> None:
+        for user in ("", account()):
+            self.assertEqual(self.successResultOf(self.check("password", user, "token")), account())
+
+    def test_anything_else_does_not(self) -> None:
+        for user, password in (("", ""), ("", "Token"), ("somebody", "token"), (account(), "token\0"), ("", "tökén")):
+            self.failureResultOf(self.check("password", user, password), LoginRefused)
+        self.failureResultOf(self.check("guest", "", "token"), LoginMethod)
+
+
+class Tls(StringTransport):
+    """A transport as TLS gives it."""
+
+    def __init__(self, negotiated: bytes | None = None) -> None:
+        super().__init__()
+        self.negotiatedProtocol = negotiated
+        self.aborted = False
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        pass
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.nodelay = enabled
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+
+
+class Address:
+    """Where somebody comes from."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+
+class Doors(unittest.TestCase):
+    """Deadlines and caps."""
+
+    def setUp(self) -> None:
+        self.clock = task.Clock()
+        self.built: list[tuple[str, Any]] = []
+        self.door = door.DoorFactory(self.clock, self.builder("broker"), self.builder("link"))
+
+    def builder(self, name: str) -> Any:
+        def build(on_login: Any) -> Any:
+            self.built.append((name, on_login))
+            return Silent()
+
+        return build
+
+    def visitor(self, negotiated: bytes | None = None, host: str = "192.0.2.1") -> tuple[Any, Tls]:
+        protocol, transport = self.door.buildProtocol(Address(host)), Tls(negotiated)  # type: ignore[arg-type]
+        assert protocol is not None
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+    def test_alpn_decides(self) -> None:
+        for negotiated, name in ((None, "broker"), (b"sksd-pb/1", "broker"), (b"sksd-link/1", "link")):
+            protocol, transport = self.visitor(negotiated)
+            protocol.handshakeCompleted()
+            self.assertEqual(self.built[-1][0], name)
+            self.assertTrue(transport.nodelay)
+        protocol, transport = self.visitor(b"h2")
+        protocol.handshakeCompleted()
+        self.assertTrue(transport.disconnecting)
+
+    def test_no_handshake(self) -> None:
+        _, transport = self.visitor()
+        self.clock.advance(door.HANDSHAKE_DEADLINE)
+        self.assertTrue(transport.aborted)
+
+    def test_no_login(self) -> None:
+        protocol, transport = self.visitor()
+        protocol.handshakeCompleted()
+        self.clock.advance(door.LOGIN_DEADLINE - 1)
+        self.assertFalse(transport.aborted)
+        self.clock.advance(1)
+        self.assertTrue(transport.aborted)
+
+    def test_login_in_time(self) -> None:
+        protocol, transport = self.visitor()
+        protocol.handshakeCompleted()
+        self.built[-1][1]()
+        self.clock.advance(1000)
+        self.assertFalse(transport.aborted)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_strangers_of_one_address(self) -> None:
+        visitors = [self.visitor() for _ in range(door.STRANGERS_PER_ADDRESS)]
+        self.assertIsNone(self.door.buildProtocol(Address("192.0.2.1")))  # type: ignore[arg-type]
+        self.visitor(host="192.0.2.2")
+        visitors[0][0].handshakeCompleted()
+        self.built[-1][1]()
+        self.visitor()
+        visitors[1][0].connectionLost()
+        self.visitor()
+
+    def test_strangers_in_all(self) -> None:
+        for number in range(door.STRANGERS):
+            self.visitor(host=f"192.0.2.{number}")
+        self.assertIsNone(self.door.buildProtocol(Address("198.51.100.1")))  # type: ignore[arg-type]
+
+
+class Silent:
+    """A protocol that does nothing."""
+
+    def makeConnection(self, transport: Any) -> None:
+        pass
+
+    def dataReceived(self, data: bytes) -> None:
+        pass
+
+    def connectionLost(self, reason: Any = None) -> None:
+        pass
