@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Any
@@ -145,9 +146,12 @@ class Run(CommandCase):
         await self.no_engine_is_left()
 
     async def test_kernel_killed(self) -> None:
-        code = "import os, signal; print('last words', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-        command = await self.sksd("run", "local", "-c", code, code=1)
-        self.assertEqual(command.out, "last words\n")
+        command = self.begin("run", "local", "-c", "import time\nprint('go', flush=True)\ntime.sleep(99)")
+        await command.says(b"go")
+        [engine] = await self.answer("engines", "local")
+        os.kill(engine["pid"], signal.SIGKILL)
+        self.assertEqual(await command.ended.addTimeout(LIMIT, reactor), 1)
+        self.assertEqual(command.out, "go\n")
         self.assertIn("killed by SIGKILL", command.err)
 
     async def test_kernel_that_dies_while_starting(self) -> None:
