@@ -57,6 +57,10 @@ class _Steps:
         self._output = output
         self._last = time.monotonic()
 
+    def again(self) -> None:
+        """A person took their time: that does not count."""
+        self._last = time.monotonic()
+
     def __call__(self, done: str, *details: str) -> None:
         now = time.monotonic()
         self._output.say(f"[{now - self._last:6.2f} s]  {done}")
@@ -208,7 +212,7 @@ async def _use(scope: Scope, steps: _Steps) -> None:
             steps(f"Spun up a kernel in '{own.name}': engine {held.session.id}.")
             await _compute(scope, steps, target, held)
             await _offer(scope, target, held)
-            steps = _Steps(scope.output)
+            steps.again()
         if await session.engines():
             raise Failed("The engine did not end.")
         steps("Stopped the kernel.")

@@ -92,7 +92,8 @@ def command(
     """Run a program on a host, show what it prints, and stop.
 
     The program is CODE, the FILE of this machine, or stdin for `-`. Options stand before FILE; what follows it
-    belongs to the program. The exit code is the program's. Ctrl-C interrupts it, twice ends it.
+    belongs to the program. With -c, ENV may be left out: it is the first with a kernel that fits then. The exit
+    code is the program's. Ctrl-C interrupts it, twice ends it.
     """
     output: Output = context.obj
     rest = list(words)

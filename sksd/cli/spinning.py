@@ -91,8 +91,9 @@ def failure(host: str, start: Start, outcome: Outcome) -> SksdError | None:
         return None
     if outcome.code is not None:
         return from_code(outcome.code, outcome.message or "", {**outcome.fields, "host": host})
-    words = [outcome.message or outcome.outcome, *(unmet.mend for unmet in outcome.unmet)]
-    return NotStarted(host=host, problem="; ".join(words))
+    mends = " or ".join(unmet.mend for unmet in outcome.unmet)
+    words = [outcome.message or outcome.outcome, mends]
+    return NotStarted(host=host, problem="; ".join(word for word in words if word))
 
 
 async def find(session: Session, engine: str) -> Engine:

@@ -121,6 +121,7 @@ def _ask(output: Output, host: str, timeout: float) -> None:
     with asking():
         yes = click.confirm("Is it the same?", default=False, err=True)
     if not yes:
-        raise click.Abort()
+        output.note("sksd: it is not trusted.")
+        raise click.exceptions.Exit(1)
     KnownHosts().remember(key, shown, pretty)
     output.say(f"{key} is trusted now.")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 from twisted.internet import defer
+from twisted.internet.error import ConnectionLost
 
 from sksd import __version__, paths
 from sksd.client.session import CONNECT_TIMEOUT, Route, open_link
@@ -37,7 +38,11 @@ class _Connection(LinkConnection):
 
     def connectionLost(self, reason: Any = None) -> None:
         """Called by the transport, last."""
-        super().connectionLost(reason)
+        if reason.check(ConnectionLost) is not None:
+            # Twisted's own words are for programmers.
+            self.link.disconnected("the connection broke off")
+        else:
+            super().connectionLost(reason)
         self.gone.callback(None)
 
 

@@ -1,0 +1,167 @@
+"""`sksd run`: what a person sees of a program that runs elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from twisted.internet import reactor
+
+from tests.system.cli import CommandCase
+from tests.system.daemon import LIMIT
+
+SCRIPT = """
+import sys
+print(sys.argv, __name__, __file__)
+name = input("name? ")
+def divide(x):
+    return 1 / x
+if name == "boom":
+    divide(0)
+print("hello", name)
+try:
+    input()
+except EOFError:
+    sys.exit(3)
+"""
+
+
+class Run(CommandCase):
+    """Programs and their ends."""
+
+    def script(self, text: str = SCRIPT) -> str:
+        """A file in the home folder."""
+        (self.home / "program.py").write_text(text)
+        return "program.py"
+
+    async def no_engine_is_left(self) -> None:
+        """The engine started for a run ends with it."""
+        self.assertEqual(await self.answer("engines", "local"), [])
+
+    async def test_value_by_name_and_by_path(self) -> None:
+        name = next(each["name"] for each in await self.answer("envs", "local") if each["own"])
+        for environment in (name, sys.prefix, sys.executable):
+            command = await self.sksd("run", "local", environment, "-c", "6*7")
+            self.assertEqual((command.out, command.err), ("42\n", ""))
+        self.assertEqual((await self.sksd("run", "local", "-c", "6*7")).out, "42\n")
+        await self.no_engine_is_left()
+
+    async def test_file_with_arguments_and_input(self) -> None:
+        program = self.script()
+        command = await self.sksd("run", "local", sys.prefix, program, "--json", "b", stdin="Ada\n", code=3)
+        self.assertEqual(
+            command.out, "['program.py', '--json', 'b'] __main__ program.py\nname? hello Ada\n"
+        )
+        self.assertEqual(command.err, "")
+        command = await self.sksd("run", "local", sys.prefix, program, stdin="boom\n", code=1)
+        self.assertEqual(
+            [line for line in command.err.splitlines() if "~" not in line],
+            ["Traceback (most recent call last):", '  File "program.py", line 8, in <module>', "    divide(0)",
+             '  File "program.py", line 6, in divide', "    return 1 / x", "ZeroDivisionError: division by zero"],
+        )  # fmt: skip
+        command = await self.sksd("run", "local", sys.prefix, "-", stdin="print(1); 2")
+        self.assertEqual(command.out, "1\n")
+
+    async def test_exit_codes(self) -> None:
+        engine = (await self.answer("start", "local", sys.prefix))["engine"]["id"]
+        for code, wanted, words in (
+            ("1/0", 1, "ZeroDivisionError"),
+            ("import sys; sys.exit(5)", 5, ""),
+            ("import sys; sys.exit()", 0, ""),
+            ("import sys; sys.exit('bye')", 1, "bye\n"),
+            ("exit(4)", 4, ""),
+            ("quit()", 0, ""),
+            ("exit", 0, ""),
+            ("raise KeyboardInterrupt", 130, "KeyboardInterrupt"),
+            ("1 +", 1, "SyntaxError"),
+        ):
+            command = await self.sksd("run", "local", "--engine", engine[:6], "-c", code, code=wanted)
+            self.assertEqual(command.out, "")
+            if words.isalpha():
+                self.assertIn(words, command.err)
+                self.assertNotIn("\x1b", command.err)
+            else:
+                self.assertEqual(command.err, words)
+        # It is left as it was, but for what this run itself has set.
+        code = "import warnings; sum('To exit' in str(each[1]) for each in warnings.filters)"
+        self.assertEqual((await self.sksd("run", "local", "--engine", engine, "-c", code)).out, "1\n")
+        self.assertEqual([each["id"] for each in await self.answer("engines", "local")], [engine])
+
+    async def test_figures(self) -> None:
+        code = "import matplotlib.pyplot as p; p.plot([1, 2]); p.show(); p.plot([3]); print('x')"
+        command = await self.sksd("run", "local", "-c", code, "--figures", "a/b")
+        saved = sorted((self.home / "a" / "b").iterdir())
+        self.assertEqual([path.name for path in saved], ["figure-1.png", "figure-2.png"])
+        self.assertTrue(all(path.read_bytes().startswith(b"\x89PNG") for path in saved))
+        self.assertIn("figure-1.png", command.err)
+
+    async def test_much_output(self) -> None:
+        command = await self.sksd("run", "local", "-c", "for i in range(200000): print(i)")
+        self.assertEqual(command.out.split(), [str(number) for number in range(200_000)])
+        command = await self.sksd("run", "local", "-c", "print('x' * 20_000_000)")
+        self.assertEqual(len(command.out), 20_000_001)
+
+    async def test_json(self) -> None:
+        found = await self.answer("run", "local", "-c", "print(1); 2")
+        self.assertEqual((found["exit_code"], found["stdout"], found["results"]), (0, "1\n", ["2"]))
+        found = await self.answer("run", "local", "-c", "1/0", code=1)
+        self.assertIn("ZeroDivisionError", found["traceback"])
+
+    async def interrupted(self, *signals: int, code: str = "") -> Any:
+        """Start something long, send the signals once it runs; the exit code."""
+        command = self.begin("run", "local", "-c", f"{code}\nimport time\nprint('go', flush=True)\ntime.sleep(99)")
+        await command.says(b"go")
+        for number in signals:
+            command.kill(number)
+        ended = await command.ended.addTimeout(LIMIT, reactor)
+        await self.no_engine_is_left()
+        return ended, command.err
+
+    async def test_interrupt(self) -> None:
+        code, err = await self.interrupted(signal.SIGINT)
+        self.assertEqual(code, 130)
+        self.assertIn("KeyboardInterrupt", err)
+
+    async def test_interrupted_twice(self) -> None:
+        stubborn = "import signal; signal.signal(signal.SIGINT, lambda *_: print('no', flush=True))"
+        command = self.begin("run", "local", "-c", f"{stubborn}\nprint('go', flush=True)\nwhile True: pass")
+        await command.says(b"go")
+        command.kill(signal.SIGINT)
+        await command.says(b"no")
+        command.kill(signal.SIGINT)
+        self.assertEqual(await command.ended.addTimeout(LIMIT, reactor), 130)
+        await self.no_engine_is_left()
+
+    async def test_terminated(self) -> None:
+        self.assertEqual(await self.interrupted(signal.SIGTERM), (143, ""))
+
+    async def test_reader_that_has_enough(self) -> None:
+        command = self.begin("run", "local", "-c", "while True: print('y')")
+        await command.says(b"y")
+        command.transport.closeStdout()  # type: ignore[union-attr]
+        self.assertEqual(await command.ended.addTimeout(LIMIT, reactor), 1)
+        self.assertEqual(command.err, "")
+        await self.no_engine_is_left()
+
+    async def test_kernel_killed(self) -> None:
+        command = self.begin("run", "local", "-c", "import time\nprint('go', flush=True)\ntime.sleep(99)")
+        await command.says(b"go")
+        [engine] = await self.answer("engines", "local")
+        os.kill(engine["pid"], signal.SIGKILL)
+        self.assertEqual(await command.ended.addTimeout(LIMIT, reactor), 1)
+        self.assertEqual(command.out, "go\n")
+        self.assertIn("killed by SIGKILL", command.err)
+
+    async def test_kernel_that_dies_while_starting(self) -> None:
+        options = ["-c", "1", "--env", "PYTHONHOME=/x"]
+        await self.fails("died while it was starting", "run", "local", sys.prefix, *options)
+
+    async def test_daemon_gone(self) -> None:
+        command = self.begin("run", "local", "-c", "import time\nprint('go', flush=True)\ntime.sleep(99)")
+        await command.says(b"go")
+        await self.stop(self.daemon, signal.SIGKILL)
+        self.assertEqual(await command.ended.addTimeout(LIMIT, reactor), 1)
+        self.assertIn("was cut", command.err)
+        self.assertIn("--engine", command.err)

@@ -1,0 +1,147 @@
+"""What the command line says without a host: help, wrong use, completion."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+from click.testing import CliRunner
+from twisted.trial import unittest
+
+from sksd.cli import options
+from sksd.cli.main import cli
+from sksd.cli.output import Output, plain, safe
+from sksd.cli.run import command as run_command
+from sksd.errors import NoSuchHost
+
+ROOT = Path(__file__).parents[2]
+
+
+class Use(unittest.TestCase):
+    """In this process, where no command gets as far as a host."""
+
+    def use(self, *arguments: str) -> tuple[int, str]:
+        """Exit code and output."""
+        result = CliRunner().invoke(cli, list(arguments), obj=Output(), prog_name="sksd")
+        return result.exit_code, result.output
+
+    def test_every_command_has_help_with_an_example(self) -> None:
+        context = click.Context(cli)
+        for name in cli.list_commands(context):
+            code, text = self.use(name, "--help")
+            self.assertEqual(code, 0, text)
+            self.assertRegex(text, rf"Examples?: .*sksd {name}", text)
+            command = cli.get_command(context, name)
+            assert command is not None
+            first = command.get_short_help_str(200)
+            self.assertTrue(first and first[0].isupper() and "\n" not in first, first)
+            for parameter in command.params:
+                if isinstance(parameter, click.Option) and parameter.name != "help":
+                    self.assertTrue(parameter.help, f"{name} {parameter.opts}")
+
+    def test_wrong_use(self) -> None:
+        for arguments in (
+            ["nonsense"], ["info"], ["stop", "local"], ["stop", "local", "x", "--all"], ["run", "local"],
+            ["run", "local", "env"], ["run", "local", "env", "/no/such/file.py"], ["start", "local"],
+            ["envs", "local", "--kernels", "3.1"], ["envs", "local", "--kernels", ">=x"],
+            ["start", "local", "e", "--env", "novalue"], ["console", "local", "e", "--engine", "x"],
+            ["console", "local", "--json"], ["relay", "local", "e", "--engine", "x"], ["trust"],
+            ["trust", "lab", "--list"], ["trust", "lab", "--fingerprint", "abc"],
+            ["log", "local", "x", "-f", "--json"],
+            ["info", "local", "--timeout", "0"], ["completion", "tcsh"], ["info", "local", "--ca", "/no/such/file"],
+        ):  # fmt: skip
+            code, text = self.use(*arguments)
+            self.assertEqual(code, 2, f"{arguments}: {text}")
+
+    def test_completion_scripts(self) -> None:
+        for shell in ("bash", "zsh", "fish"):
+            code, text = self.use("completion", shell)
+            self.assertEqual(code, 0)
+            self.assertIn("_SKSD_COMPLETE", text)
+
+    def test_what_follows_the_program_is_the_programs(self) -> None:
+        for arguments, words in {
+            ("lab", "env", "f.py", "--json", "-c", "x"): ("env", "f.py", "--json", "-c", "x"),
+            ("--json", "lab", "--cwd", "/x", "env", "-", "--help"): ("env", "-", "--help"),
+            ("lab", "--engine", "k3", "f.py", "--user", "u"): ("f.py", "--user", "u"),
+            ("lab", "env", "-c", "1", "--json", "a", "--json"): ("env", "a", "--json"),
+            ("lab", "-c1", "env", "a", "-c"): ("env", "a", "-c"),
+            ("lab", "--engine=k3", "-c", "1", "a", "-h"): ("a", "-h"),
+            ("lab", "env", "--", "f.py", "-x"): ("env", "f.py", "-x"),
+        }.items():
+            context = run_command.make_context("run", list(arguments), obj=Output())
+            self.assertEqual(context.params["words"], words, arguments)
+            self.assertEqual(context.params["host"], "lab", arguments)
+
+    def test_ranges_of_kernels(self) -> None:
+        found = options.Range().convert(">=3.1, <3.2", None, None)
+        self.assertEqual([(each.package, each.low, each.high) for each in found], [("spyder-kernels", "3.1", "3.2")])
+
+
+class Text(unittest.TestCase):
+    """What another machine says cannot steer the terminal."""
+
+    def test_safe(self) -> None:
+        self.assertEqual(safe("a\x1b[31mb\x07\x9bc"), "ab\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}c")
+        self.assertEqual(plain("\x1b[0;31mE\x1b[0m\x1b]0;title\x07"), "E")
+
+    def test_commands_in_sentences_can_be_copied(self) -> None:
+        self.assertIn("`sksd hosts`", str(NoSuchHost(host="x")))
+        from sksd.errors import CertificateChanged
+
+        sentence = str(CertificateChanged(host="my lab", expected="a", fingerprint="b"))
+        self.assertIn("certificate of my lab has", sentence)
+        self.assertIn("`sksd trust 'my lab' --forget`", sentence)
+
+
+class Program(unittest.TestCase):
+    """As a process."""
+
+    def sksd(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        folder = str(Path(self.mktemp()).absolute())
+        own = {"PYTHONPATH": str(ROOT), "HOME": folder, "XDG_STATE_HOME": folder, "XDG_CACHE_HOME": folder}
+        return subprocess.run(
+            [sys.executable, "-m", "sksd", *arguments],
+            env=own | environ, capture_output=True, text=True, timeout=60, cwd="/",
+        )  # fmt: skip
+
+    def test_help_and_completion_are_quick(self) -> None:
+        for arguments, environ in (
+            (["--help"], {}),
+            (["run", "--help"], {}),
+            ([], {"COMP_WORDS": "sksd run l", "COMP_CWORD": "2", "_SKSD_COMPLETE": "bash_complete"}),
+        ):
+            best = 60.0
+            for _ in range(3):
+                started = time.perf_counter()
+                done = self.sksd(*arguments, **environ)
+                best = min(best, time.perf_counter() - started)
+                self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertLess(best, 0.3, arguments)
+        self.assertEqual(done.stdout, "plain,local\n")
+
+    def test_errors_are_one_sentence(self) -> None:
+        done = self.sksd("info", "a/b")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertRegex(done.stderr, r"\Asksd: 'a/b' is not a host: .*\.\n\Z")
+
+    def test_errors_as_json(self) -> None:
+        done = self.sksd("info", "127.0.0.1:1", "--json")
+        error = json.loads(done.stdout)["error"]
+        self.assertEqual((done.returncode, error["code"]), (1, "unreachable"))
+        self.assertIn(error["message"], done.stderr)
+
+    def test_wrong_use_suggests(self) -> None:
+        done = self.sksd("rnu")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("Do you mean `sksd run`?", done.stderr)
+
+    def test_nothing_local(self) -> None:
+        done = self.sksd("envs", "local", XDG_RUNTIME_DIR="/nonexistent")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("start one with `sksd serve`", done.stderr)
