@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.spread import banana, jelly, pb
 
 from sksd.errors import BadRequest, InternalError, SksdError, TooLarge
-from sksd.wire.messages import plain
+from sksd.wire.messages import packed
 
 log = Logger()
 
@@ -158,7 +158,7 @@ class LimitedBroker(pb.Broker):
                 raise BadRequest(problem="only references may follow the dict")
             answer = await method(*arguments)
             message, *references = answer if isinstance(answer, tuple) else (answer,)
-            return ({"ok": plain(message)}, *references)
+            return ({"ok": packed(message)}, *references)
         except SksdError as error:
             return (envelope(error),)
         except Exception:

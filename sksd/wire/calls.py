@@ -11,7 +11,7 @@ from twisted.spread import pb
 
 from sksd.errors import HostGone, SksdError, TimedOut, from_code
 from sksd.wire.broker import LimitedBroker
-from sksd.wire.messages import plain, read
+from sksd.wire.messages import plain, unpacked
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -72,7 +72,7 @@ class Caller:
             raise TimedOut(host=self.host, seconds=timeout) from None
         if "error" in envelope:
             raise self.error(envelope["error"])
-        return read(answer, envelope["ok"]), (extra[0] if extra else None)
+        return unpacked(answer, envelope.get("ok")), (extra[0] if extra else None)
 
     def error(self, sent: dict[str, Any]) -> SksdError:
         """The error of an envelope, with this host's name in it."""

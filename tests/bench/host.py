@@ -47,7 +47,7 @@ async def daemon(**environ: str) -> AsyncIterator[tuple[session.Session, subproc
         raise
     finally:
         process.terminate()
-        process.wait()
+        await until(lambda: process.poll() is not None, "the daemon ends")
         await until(lambda: not _proxy(top), "the proxy ends")
         shutil.rmtree(top)
 

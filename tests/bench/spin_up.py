@@ -33,10 +33,14 @@ COMMAND = ["-Xfrozen_modules=off", "-m", "spyder_kernels.console", "-f"]
 
 
 async def first_result(client: Any) -> None:
-    """Ask once whether the kernel is there, run 6*7, and wait for 42."""
+    """Ask whether the kernel is there until both shell and iopub have answered, run 6*7, and wait for 42."""
     client.start_channels(hb=False)
     client.kernel_info()
     await client.get_shell_msg(timeout=60)
+    # A subscription may arrive after the first answer was published: then that is asked for again.
+    while not await client.iopub_channel.msg_ready():
+        client.kernel_info()
+        await client.get_shell_msg(timeout=60)
     client.execute("6*7")
     while True:
         message = await client.get_iopub_msg(timeout=60)

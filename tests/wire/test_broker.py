@@ -34,7 +34,7 @@ class Service(Remote):
         raise ZeroDivisionError("secret 42")
 
     async def remote_large(self, request: dict[str, Any]) -> messages.Progress:
-        return messages.Progress(step="large", message="x" * 700_000)
+        return messages.Progress(step="large", message="x" * 5_000_000)
 
     async def remote_hang(self, request: dict[str, Any]) -> messages.Nothing:
         await self.never
