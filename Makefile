@@ -1,6 +1,6 @@
 # make run    see sksd do its whole job on this machine, in private folders
 # make test   everything that CI checks
-# make bench  the measurements of docs/benchmarks.rst (minutes)
+# make bench  the measurements of docs/benchmarks.md (minutes)
 # PYTHON=/path/to/python chooses the interpreter (3.11 or newer) for every target.
 
 PYTHON ?= python3

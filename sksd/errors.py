@@ -180,12 +180,6 @@ class KnownHostsBroken(SksdError):
     code = "known-hosts"
 
 
-class WrongFingerprint(SksdError):
-    """{host} shows another certificate: {fingerprint}, and not {expected}. Nothing is remembered."""
-
-    code = "wrong-fingerprint"
-
-
 # -- logging in -------------------------------------------------------------------------------------------------
 
 
@@ -219,12 +213,6 @@ class NotAllowed(SksdError):
     """{host} does not allow that: {problem}."""
 
     code = "not-allowed"
-
-
-class TooManyConnections(SksdError):
-    """{host} has as many connections as it takes: try again in a moment."""
-
-    code = "too-many-connections"
 
 
 # -- the proxy --------------------------------------------------------------------------------------------------
@@ -270,7 +258,7 @@ class NoSuchEnvironment(SksdError):
 
 
 class NothingFits(SksdError):
-    """No environment on {host} has a kernel that fits: `sksd envs {host} --all` says for each what is missing."""
+    """No environment on {host} has a kernel that fits: `sksd envs {host}` says for each what is missing."""
 
     code = "nothing-fits"
 

@@ -16,15 +16,11 @@ if TYPE_CHECKING:
 
 @click.command("envs", epilog="Example: sksd envs lab --kernels '>=3.1,<3.2'")
 @options.host
-@click.option("--all", "everything", is_flag=True, help="Also those without a kernel that fits.")
 @options.kernels
 @options.on_host
 @click.pass_obj
-def command(output: Output, access: options.Access, accepts: list[Accept], everything: bool) -> None:
-    """List the environments of a host, their Python, and whether a kernel fits.
-
-    With --json all are listed; `fits` tells.
-    """
+def command(output: Output, access: options.Access, accepts: list[Accept]) -> None:
+    """List the environments of a host, their Python, and whether a kernel fits."""
 
     async def body(scope: Scope) -> list[Environment]:
         from sksd.cli.access import session_on
@@ -41,19 +37,13 @@ def command(output: Output, access: options.Access, accepts: list[Accept], every
     from sksd.wire.messages import plain
 
     output.document([plain(each) for each in found])
-    shown = [each for each in found if each.fits or everything]
-    if shown:
-        columns = ("NAME", "PYTHON", "KERNEL", "KIND", "PREFIX") + (("",) if everything else ())
-        output.table(columns, [_row(each, everything) for each in shown])
-    hidden = len(found) - len(shown)
-    if hidden and not output.as_json:
-        some = "1 more has" if hidden == 1 else f"{hidden} more have"
-        output.note(f"{some} no kernel that fits: --all lists them.")
-    elif not found:
+    if found:
+        output.table(("NAME", "PYTHON", "KERNEL", "KIND", "PREFIX", "FITS"), [_row(each) for each in found])
+    else:
         output.say("There is no environment.")
 
 
-def _row(each: Environment, everything: bool) -> list[object]:
+def _row(each: Environment) -> list[object]:
     kernel = f"{each.kernel.package} {each.kernel.version}" if each.kernel else None
-    reason = [] if not everything else ["" if each.fits else each.reason or "does not fit"]
-    return [each.name, each.python, kernel, each.kind, each.prefix, *reason]
+    fits = "yes" if each.fits else f"no: {each.reason}"
+    return [each.name, each.python, kernel, each.kind, each.prefix, fits]

@@ -91,8 +91,8 @@ def failure(host: str, start: Start, outcome: Outcome) -> SksdError | None:
         return None
     if outcome.code is not None:
         return from_code(outcome.code, outcome.message or "", {**outcome.fields, "host": host})
-    mends = " or ".join(unmet.mend for unmet in outcome.unmet)
-    words = [outcome.message or outcome.outcome, mends]
+    # Any one of the unmet would do; the first is what the front end likes best.
+    words = [outcome.message or outcome.outcome, *(unmet.mend for unmet in outcome.unmet[:1])]
     return NotStarted(host=host, problem="; ".join(word for word in words if word))
 
 

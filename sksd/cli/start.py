@@ -48,7 +48,8 @@ def command(
         async with session_on(scope, access) as session:
             outcome = await spinning.spin_up(scope, session, start)
             name = session.route.name
-        output.document(plain(outcome))
+        # The ticket is a secret, and of no use to whoever reads this.
+        output.document({name: value for name, value in plain(outcome).items() if name != "ticket"})
         problem = spinning.failure(name, start, outcome)
         if problem is not None:
             raise problem

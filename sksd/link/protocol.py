@@ -42,8 +42,7 @@ class LinkConnection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The transport is gone."""
         closed = reason.check(ConnectionDone) is not None
-        problem = "the connection was closed" if closed else reason.getErrorMessage().rstrip(".")
-        self.link.disconnected(problem)
+        self.link.disconnected("the connection was closed" if closed else "the connection broke")
 
     def pauseProducing(self) -> None:
         """The transport has enough."""

@@ -1,9 +1,10 @@
 """The shapes of everything that crosses the wire as plain dicts (docs/protocol.md).
 
 `plain` makes the dict of a call and `read` checks one that came in; `packed` and `unpacked` do so for answers, which
-travel as JSON, because Perspective Broker takes 10 ms for a listing of 50 dicts (docs/decisions/0008). A request with a field that the receiver
-does not know is refused (it asks for something that would not happen); an answer may bring fields of a newer
-version, which are ignored.
+travel as JSON, because Perspective Broker takes 10 ms for a listing of 50 dicts (docs/decisions/0008).
+
+A request with a field that the receiver does not know is refused (it asks for something that would not happen); an
+answer may bring fields of a newer version, which are ignored.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ class SpinUp(Request):
     to answer its first kernel_info_request. `label`: free text for listings.
     """
 
-    environment: Path
+    environment: Annotated[str, Meta(max_length=4096)]
     accepts: Accepts = []
     cwd: Path | None = None
     variables: Annotated[dict[Name, Text | None], Meta(max_length=1000)] = {}

@@ -193,16 +193,24 @@ class DaemonCase(unittest.TestCase):
 
     def named(self, word: str) -> list[psutil.Process]:
         """Those whose command line has a word."""
-        return [process for process in self.processes() if any(word in part for part in process.cmdline())]
+        found = []
+        for process in self.processes():
+            # It may end while it is looked at.
+            with contextlib.suppress(psutil.Error):
+                if any(word in part for part in process.cmdline()):
+                    found.append(process)
+        return found
 
     @defer.inlineCallbacks
     def nothing_is_left(self) -> Any:
         """Engines that a test has left are ended by it; what sksd itself leaves is a failure."""
         if self.named("sksd.proxy"):
             yield defer.ensureDeferred(until(lambda: not self.named("sksd.proxy"), "the proxy ends", 15))
-        left = [" ".join(process.cmdline()) for process in self.processes()]
+        left = []
         for process in list(self.processes()):
-            process.kill()
+            with contextlib.suppress(psutil.Error):
+                left.append(" ".join(process.cmdline()))
+                process.kill()
         sockets = [str(path) for path in self.top.rglob("*") if path.is_socket()]
         records = [str(path) for path in self.top.glob("s/sksd/engines/*")]
         self.assertEqual((left, sockets, records), ([], [], []))

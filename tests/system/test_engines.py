@@ -200,11 +200,8 @@ class Refusals(Running):
         self.assertIn("`sksd envs here`", str(outcome.message))
 
     async def test_names_that_are_none(self) -> None:
-        for name in ("a/b", "../x", " "):
+        for name in ("a/b", "../x", " ", "a\0b", "", "x\ny", "/tmp/a\0b"):
             self.assertEqual((await self.refused(environment=name)).code, "bad-name", name)
-        for name in ("a\0b", "", "x\ny"):
-            with self.assertRaises(SksdError):
-                await self.refused(environment=name)
 
     async def test_environment_without_a_kernel(self) -> None:
         prefix = self.top / "bare"

@@ -1,0 +1,13 @@
+"""`make bench`: every measurement that the documentation speaks of, one after the other."""
+
+import subprocess
+import sys
+
+SCRIPTS = ("list_at_client", "spin_up", "link_throughput", "engines_in_a_row")
+
+failed = []
+for script in SCRIPTS:
+    print(f"== python -m tests.bench.{script}", flush=True)
+    if subprocess.run([sys.executable, "-m", f"tests.bench.{script}"]).returncode:
+        failed.append(script)
+sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
