@@ -31,7 +31,7 @@ class Service(Remote):
         raise NoSuchEngine(engine="abc")
 
     async def remote_break(self, request: dict[str, Any]) -> messages.Nothing:
-        raise ZeroDivisionError("secret 42")
+        raise ZeroDivisionError("classified")
 
     async def remote_large(self, request: dict[str, Any]) -> messages.Progress:
         return messages.Progress(step="large", message="x" * 5_000_000)
@@ -88,9 +88,9 @@ class Calls(unittest.TestCase):
 
     def test_bug_is_internal_and_says_nothing_of_the_inside(self) -> None:
         failure = self.failureResultOf(self.call("break"), InternalError)
-        self.assertNotIn("42", str(failure.value))
+        self.assertNotIn("classified", str(failure.value))
         [logged_error] = self.flushLoggedErrors(ZeroDivisionError)
-        self.assertIn("secret 42", str(logged_error.value))
+        self.assertIn("classified", str(logged_error.value))
 
     def test_missing_call(self) -> None:
         failure = self.failureResultOf(self.call("nonsense"), BadRequest)
