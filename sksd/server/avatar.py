@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from twisted.spread import pb
@@ -35,8 +36,7 @@ class Observer(Remote):
 class Avatar(Remote):
     """One login of one person. Logging out detaches; it never ends an engine.
 
-    `describe(user)` makes the answer to `host`; `room()` raises KernelLimit when the host is full; `ticket(user,
-    engine)` makes a link's ticket.
+    `describe(user)` makes the answer to `host`; `room` is the host's; `ticket(user, engine)` makes a link's ticket.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Avatar(Remote):
         mind: pb.RemoteReference | None,
         proxy: UserProxy,
         describe: Callable[[str], messages.Host],
-        room: Callable[[], None],
+        room: Room,
         ticket: Callable[[str, str], str],
     ) -> None:
         self.user = user
@@ -85,10 +85,10 @@ class Avatar(Remote):
         wish = messages.read(messages.SpinUp, request)
         relayed = Observer(observer) if observer is not None else None
         try:
-            self._room()
-            outcome = await self._proxy.call(
-                "spin_up", wish, messages.Outcome, relayed, timeout=wish.timeout + _MARGIN
-            )
+            with self._room.taken():
+                outcome = await self._proxy.call(
+                    "spin_up", wish, messages.Outcome, relayed, timeout=wish.timeout + _MARGIN
+                )
         except SksdError as error:
             return messages.Outcome(
                 outcome=names.REFUSED, code=error.code, message=str(error), fields=error.fields
@@ -153,11 +153,21 @@ class EngineReference(Remote):
         return ticket
 
 
-def refuse_beyond(limit: int, running: Callable[[], int]) -> Callable[[], None]:
-    """The check that a host with `limit` kernels makes before each start."""
+class Room:
+    """How many more kernels this host takes. Those that are just starting count, or many at once would all fit."""
 
-    def room() -> None:
-        if running() >= limit:
-            raise KernelLimit(limit=limit)
+    def __init__(self, limit: int, running: Callable[[], int]) -> None:
+        self._limit = limit
+        self._running = running
+        self._starting = 0
 
-    return room
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """A place for one that is being started, from now to the end of the block; raises KernelLimit."""
+        if self._running() + self._starting >= self._limit:
+            raise KernelLimit(limit=self._limit)
+        self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1

@@ -22,7 +22,7 @@ from sksd import __version__, paths
 from sksd.errors import AlreadyRunning, CannotWrite
 from sksd.interfaces import IGate
 from sksd.server import certificate, listening, token
-from sksd.server.avatar import Avatar, refuse_beyond
+from sksd.server.avatar import Avatar, Room
 from sksd.server.configuration import Configuration
 from sksd.server.door import DoorFactory
 from sksd.server.gate import UserGate
@@ -68,6 +68,7 @@ class Daemon(service.Service):
         self._portal = Portal(Realm(self._avatar), [GateChecker(gate)])
         self._door = DoorFactory(reactor, self._broker, self._link)
         self._publisher: Any = None
+        self._room = Room(configuration.max_kernels, self._running)
 
     # -- what the service is asked by twistd ------------------------------------------------------------------------
 
@@ -143,8 +144,7 @@ class Daemon(service.Service):
         )
 
     def _avatar(self, user: str, mind: Any) -> Avatar:
-        room = refuse_beyond(self._configuration.max_kernels, self._running)
-        return Avatar(user, mind, self._proxy(user), self._describe, room, self._tickets.issue)
+        return Avatar(user, mind, self._proxy(user), self._describe, self._room, self._tickets.issue)
 
     def _proxy(self, user: str) -> UserProxy:
         if user not in self._proxies:

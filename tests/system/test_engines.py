@@ -185,8 +185,12 @@ class Life(Running):
         self.configure("[sksd]\nannounce = no\nlisten = 127.0.0.1\n[kernels]\nmax_kernels = 1\n")
         self.daemon = await self.start()
         self.here = await self.log_in()
-        await self.spin_up(self.here)
-        outcome = await self.here.spin_up(messages.SpinUp(environment=sys.prefix))
+        # All at once, so that none runs when the next is asked for.
+        wish = messages.SpinUp(environment=sys.prefix)
+        waiting = [defer.ensureDeferred(self.here.spin_up(wish)) for _ in range(3)]
+        outcomes = [await each for each in waiting]
+        self.assertEqual(sorted(outcome.outcome for outcome in outcomes), [REFUSED, REFUSED, STARTED])
+        outcome = await self.here.spin_up(wish)
         self.assertEqual((outcome.outcome, outcome.code), (REFUSED, "kernel-limit"))
         self.assertIn("here runs 1 kernels already", str(outcome.message))
 
