@@ -27,6 +27,8 @@ from sksd.wire.names import DEAD
 
 #: Seconds after which the host ends an engine of ours when we were killed and could not.
 ORPHAN: Final = 60.0
+#: Seconds a host has to show that it is still there, before it is asked to stop an engine.
+_REACHABLE: Final = 3.0
 
 
 @attrs.frozen
@@ -115,6 +117,16 @@ def key(session: Session) -> str:
     return route.key if isinstance(route, Target) else route.name.casefold()
 
 
+async def _stop(session: Session, engine: EngineSession) -> None:
+    """Stop an engine of ours; when the host is out of reach, it does so itself after ORPHAN seconds."""
+    try:
+        await session.ping(_REACHABLE)
+    except SksdError:
+        session.abort()
+        return
+    await engine.shutdown(2.0)
+
+
 @asynccontextmanager
 async def engine_for(
     scope: Scope, session: Session, engine: str | None, start: Start, keep: bool = False
@@ -138,4 +150,4 @@ async def engine_for(
     finally:
         if not keep:
             with scope.output.waiting(scope.reactor, "Stopping the kernel"):
-                await finished(held.shutdown(2.0))
+                await finished(_stop(session, held))

@@ -23,6 +23,8 @@ from sksd.wire.names import ALPN_LINK, ALPN_PB
 
 #: Seconds to connect, and again for TLS and the first call.
 CONNECT_TIMEOUT: Final = 10.0
+#: Seconds to hang up politely.
+CLOSE_TIMEOUT: Final = 2.0
 
 P = TypeVar("P", bound=protocol.Protocol)
 
@@ -129,7 +131,7 @@ class Connection:
 
     async def close(self) -> None:
         """Hang up; returns when the connection is gone."""
-        await _close(self._broker)
+        await _close(self._reactor, self._broker)
 
 
 async def connect(reactor: Any, route: Route, timeout: float = CONNECT_TIMEOUT) -> Connection:
@@ -169,13 +171,17 @@ async def open_link(reactor: Any, route: Route, build: Callable[[], P], timeout:
     return await _open(reactor, route, ALPN_LINK, build, timeout)
 
 
-async def _close(broker: LimitedBroker) -> None:
+async def _close(reactor: Any, broker: LimitedBroker) -> None:
     if broker.disconnected:
         return
     gone: defer.Deferred[None] = defer.Deferred()
     broker.notifyOnDisconnect(lambda: gone.callback(None))
     broker.transport.loseConnection()
+    # TLS waits for the other side's goodbye, which one that is gone never says.
+    limit = reactor.callLater(CLOSE_TIMEOUT, broker.transport.abortConnection)
     await gone
+    if limit.active():
+        limit.cancel()
 
 
 class Session:
@@ -245,9 +251,14 @@ class Session:
         """Raises TimedOut or HostGone when the host does not answer."""
         await self._caller.call(self._avatar, "ping", messages.Nothing(), messages.Nothing, timeout=timeout)
 
+    def abort(self) -> None:
+        """Drop the connection at once, for a host that does not answer."""
+        if not self._broker.disconnected:
+            self._broker.transport.abortConnection()
+
     async def close(self) -> None:
         """Hang up; returns when the connection is gone."""
-        await _close(self._broker)
+        await _close(self._reactor, self._broker)
 
 
 class EngineSession:

@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from sksd.link.limits import WRITE
 from sksd.link.link import Link
+from sksd.wire.handshake import socket_of
 
 
 @implementer(IPushProducer)
@@ -62,10 +63,8 @@ def tune(transport: Any) -> None:
 
     Called on every leg, the daemon's two too: what lies in a buffer delays the small messages behind it.
     """
-    while not hasattr(transport, "socket") and getattr(transport, "transport", None) is not None:
-        transport = transport.transport
-    leg = getattr(transport, "socket", None)
-    if leg is None or leg.family not in (socket.AF_INET, socket.AF_INET6):
+    leg = socket_of(transport)
+    if leg is None:
         return
     leg.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)

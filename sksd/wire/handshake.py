@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet import interfaces, protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+#: A peer that is gone without a word is noticed within 30 s, silent or not (tcp(7); the last is in milliseconds).
+_LIVENESS: Final = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 30_000))
+    if hasattr(socket, name)
+}
+
+
+def socket_of(transport: Any) -> socket.socket | None:
+    """The socket below a transport, through TLS; None for one without, or that is not TCP."""
+    while not hasattr(transport, "socket") and getattr(transport, "transport", None) is not None:
+        transport = transport.transport
+    found: socket.socket | None = getattr(transport, "socket", None)
+    return found if found is not None and found.family in (socket.AF_INET, socket.AF_INET6) else None
 
 
 @implementer(interfaces.IHandshakeListener)
@@ -32,6 +48,10 @@ class AfterHandshake(protocol.Protocol):
         """Called when TCP is connected; TLS is not yet."""
         self.transport.setTcpNoDelay(True)
         self.transport.setTcpKeepAlive(True)
+        leg = socket_of(self.transport)
+        if leg is not None:
+            for option, value in _LIVENESS.items():
+                leg.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def handshakeCompleted(self) -> None:
         """Called by TLS."""

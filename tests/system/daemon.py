@@ -34,6 +34,7 @@ class Process(protocol.ProcessProtocol):
     def __init__(self) -> None:
         self.output = b""
         self.ended: defer.Deferred[Any] = defer.Deferred()
+        self.over: defer.Deferred[None] = defer.Deferred()
         self._waiting: list[tuple[bytes, defer.Deferred[None]]] = []
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
@@ -59,7 +60,9 @@ class Process(protocol.ProcessProtocol):
         for _, waiting in self._waiting:
             waiting.errback(AssertionError(f"it ended: {self.output.decode(errors='replace')}"))
         self._waiting.clear()
-        self.ended.callback(-value.signal if value.signal else value.exitCode)
+        self.over.callback(None)
+        if not self.ended.called:
+            self.ended.callback(-value.signal if value.signal else value.exitCode)
 
     def kill(self, number: int) -> None:
         """Send a signal, if it lives."""
@@ -147,9 +150,10 @@ class DaemonCase(unittest.TestCase):
     @defer.inlineCallbacks
     def _end_children(self) -> Any:
         for process in self._children:
-            if not process.ended.called:
+            # Not by `ended`, which a test may have cancelled.
+            if process.transport is not None and process.transport.pid is not None:  # type: ignore[attr-defined]
                 process.kill(signal.SIGKILL)
-                yield process.ended
+                yield process.over
 
     async def start(self, *arguments: str) -> Process:
         """A daemon that listens; by default `twistd -ny sksd.tac`."""
