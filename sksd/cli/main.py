@@ -63,9 +63,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command; its exit code. Prints every error, and never a traceback."""
+    try:
+        return _run(Output(), arguments)
+    except BrokenPipeError:
+        # Whoever read has enough. The interpreter would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _run(output: Output, arguments: list[str] | None) -> int:
     from sksd.cli.running import Stopped
 
-    output = Output()
     try:
         code = cli.main(arguments, "sksd", standalone_mode=False, obj=output)
         sys.stdout.flush()
@@ -82,11 +90,7 @@ def run(arguments: list[str] | None = None) -> int:
         return 130
     except Stopped as error:
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read has enough. The interpreter would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except SystemExit:
+    except (BrokenPipeError, SystemExit):
         raise
     except BaseException as error:
         return _bug(output, error)
@@ -94,6 +98,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _wrong(output: Output, error: click.ClickException) -> int:
     message = error.format_message()
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(message, flush=True)  # noqa: T201
+        return _WRONG_USE
     output.document({"error": {"code": "usage", "message": message, "fields": {}}})
     context = getattr(error, "ctx", None)
     if context is not None:
