@@ -49,7 +49,7 @@ shell._sksd = [0, None] if code is None else [int(code), None] if isinstance(cod
 
 #: A file is run as `python FILE` runs it: its own traceback, and nothing shown but what it prints.
 _SCRIPT: Final = """
-import linecache, sys, traceback
+import linecache, os, sys, traceback
 from IPython import get_ipython
 shell = get_ipython()
 space = shell.user_ns
@@ -60,7 +60,13 @@ kept = {name: space[name] for name in new if name in space}
 argv, sys.argv = sys.argv, ARGV
 space.update(new)
 linecache.cache[NAME] = (len(TEXT), None, TEXT.splitlines(True), NAME)
+me = os.getpid()
 result = [0, None]
+def words(code):
+    try:
+        return str(code)
+    except Exception:
+        return f"<{type(code).__name__}>"
 def show(error):
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == "<sksd>":
@@ -70,7 +76,7 @@ try:
     exec(compile(TEXT, NAME, "exec", dont_inherit=True), space)
 except SystemExit as error:
     code = error.code
-    result = [0, None] if code is None else [int(code), None] if isinstance(code, int) else [1, str(code)]
+    result = [0, None] if code is None else [int(code), None] if isinstance(code, int) else [1, words(code)]
 except KeyboardInterrupt as error:
     show(error)
     result = [130, None]
@@ -78,6 +84,13 @@ except BaseException as error:
     show(error)
     result = [1, None]
 finally:
+    if os.getpid() != me:
+        # A child that the program has forked ends with it: it must not go on as a second kernel.
+        if result[1] is not None:
+            print(result[1], file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(result[0] & 0xFF)
     sys.argv = argv
     for name in new:
         space.pop(name, None)
