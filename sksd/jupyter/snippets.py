@@ -9,6 +9,18 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
+#: What subprocesses and libraries in C write shall be heard, too. ipykernel sees to that by itself; a Spyder kernel
+#: leaves it to this extension, which it depends on and which Spyder asks for.
+_CAPTURE: Final = """
+import sys
+from IPython import get_ipython
+if not getattr(sys.stdout, "_should_watch", False):
+    try:
+        get_ipython().extension_manager.load_extension("wurlitzer")
+    except ImportError:
+        pass
+"""
+
 #: The person's cell is sent as it is; this goes before it. `sys.exit` and `exit(3)` shall end the program without
 #: IPython's advice on how to exit.
 _PREPARE: Final = """
@@ -106,6 +118,11 @@ def _exec(snippet: str, **names: object) -> str:
     # JSON is Python here: only strings and lists of strings are handed over.
     given = ", ".join(f"{name!r}: {json.dumps(value)}" for name, value in names.items())
     return f"exec(compile({snippet!r}, '<sksd>', 'exec'), {{{given}}})"
+
+
+def capture() -> str:
+    """To be executed silently, once, on an engine that is the program's alone: it stays so."""
+    return _exec(_CAPTURE)
 
 
 def prepare(args: Sequence[str]) -> str:

@@ -131,6 +131,13 @@ class Run(CommandCase):
         self.assertTrue(all(path.read_bytes().startswith(b"\x89PNG") for path in saved))
         self.assertIn("figure-1.png", command.err)
 
+    async def test_what_a_subprocess_prints(self) -> None:
+        text = "import os, subprocess, sys\nsubprocess.run(['echo', 'one'])\nos.write(2, b'\\xfftwo\\n')"
+        for program in (["-c", text + "\n0"], [self.script(text)]):
+            command = await self.sksd("run", "local", sys.prefix, *program)
+            self.assertIn("one\n", command.out)
+            self.assertEqual(command.err, "\N{REPLACEMENT CHARACTER}two\n")
+
     async def test_much_output(self) -> None:
         command = await self.sksd("run", "local", "-c", "for i in range(200000): print(i)")
         self.assertEqual(command.out.split(), [str(number) for number in range(200_000)])
