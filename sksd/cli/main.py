@@ -90,6 +90,8 @@ def run(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
+        # The mistake may stand before --json, or be in the command's name.
+        output.as_json = output.as_json or "--json" in (sys.argv[1:] if arguments is None else arguments)
         return _wrong(output, error)
     except (KeyboardInterrupt, click.Abort):
         return 130

@@ -138,6 +138,14 @@ class Run(CommandCase):
             self.assertIn("one\n", command.out)
             self.assertEqual(command.err, "\N{REPLACEMENT CHARACTER}two\n")
 
+    async def test_a_home_that_is_not_there(self) -> None:
+        await self.stop(self.daemon)
+        self.environ["HOME"] = str(self.home / "gone")
+        self.daemon = await self.start()
+        await self.fails("give another with --cwd", "run", "local", sys.prefix, "-c", "6*7")
+        command = await self.sksd("run", "local", sys.prefix, "--cwd", "/", "-c", "6*7")
+        self.assertEqual((command.out, command.err), ("42\n", ""))
+
     async def test_much_output(self) -> None:
         command = await self.sksd("run", "local", "-c", "for i in range(200000): print(i)")
         self.assertEqual(command.out.split(), [str(number) for number in range(200_000)])
