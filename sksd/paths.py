@@ -62,11 +62,11 @@ def private(folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = os.lstat(folder)
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
-            raise CannotWrite(path=str(folder), problem="it is not a folder of yours")
+            raise CannotWrite(host="this machine", path=str(folder), problem="it is not a folder of yours")
         if about.st_mode & 0o077:
             os.chmod(folder, 0o700)
     except OSError as error:
-        raise CannotWrite(path=str(folder), problem=error.strerror or str(error)) from None
+        raise CannotWrite(host="this machine", path=str(folder), problem=error.strerror or str(error)) from None
     return folder
 
 

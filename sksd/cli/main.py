@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
@@ -10,13 +11,14 @@ import click
 
 from sksd import __version__
 from sksd.cli.output import Output
-from sksd.errors import SksdError
+from sksd.errors import DiskFull, SksdError
 
 _COMMANDS = (
     "hosts info login trust envs run start console engines interrupt restart stop log relay serve completion"
 )
 #: Wrong use.
 _WRONG_USE = 2
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Commands(click.Group):
@@ -58,7 +60,20 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point; exits."""
+    _open_all()
     sys.exit(run(arguments))
+
+
+def _open_all() -> None:
+    """Put /dev/null where stdin, stdout or stderr was closed: a socket would get the number, and what is printed."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number, so this one: those below are open by now.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -79,12 +94,12 @@ def _run(output: Output, arguments: list[str] | None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SksdError as error:
-        fields = dict(error.fields)
-        output.failed(str(error), {"code": error.code, "message": str(error), "fields": fields})
-        return error.exit_code
+        return _failed(output, error)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
+        # The mistake may stand before --json, or be in the command's name.
+        output.as_json = output.as_json or "--json" in (sys.argv[1:] if arguments is None else arguments)
         return _wrong(output, error)
     except (KeyboardInterrupt, click.Abort):
         return 130
@@ -92,8 +107,19 @@ def _run(output: Output, arguments: list[str] | None) -> int:
         return error.exit_code
     except (BrokenPipeError, SystemExit):
         raise
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            return _bug(output, error)
+        # What is left of the output would fail once more, when the interpreter flushes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _failed(output, DiskFull(host="this machine", path=str(error.filename or "stdout")))
     except BaseException as error:
         return _bug(output, error)
+
+
+def _failed(output: Output, error: SksdError) -> int:
+    output.failed(str(error), {"code": error.code, "message": str(error), "fields": dict(error.fields)})
+    return error.exit_code
 
 
 def _wrong(output: Output, error: click.ClickException) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
@@ -52,6 +53,9 @@ def command(
     output: Output = context.obj
     if environment is not None and engine is not None:
         raise click.UsageError("Give ENV or --engine, not both.", context)
+    if file is not None and os.path.lexists(file) and not _is_connection_file(file):
+        problem = "is there already and is no connection file: give another name, or move it away"
+        raise click.UsageError(f"{str(file)!r} {problem}.", context)
 
     async def body(scope: Scope) -> None:
         from twisted.internet.defer import CancelledError
@@ -83,6 +87,14 @@ def command(
                 raise ended
 
     run(output, body)
+
+
+def _is_connection_file(file: Path) -> bool:
+    """Only such a file is replaced, as one that a killed relay has left: it is removed in the end."""
+    try:
+        return file.is_file() and "shell_port" in json.loads(file.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _default_file() -> Path:

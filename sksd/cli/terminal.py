@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import select
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sksd.cli.output import at_terminal, plain
+from sksd.errors import CannotWrite
 
 _CHUNK: Final = 64 * 1024
 #: Bytes that wait for a terminal or pipe; what exceeds them waits on its way here.
@@ -275,14 +277,20 @@ class Record:
 
 
 def save(folder: Path, kind: str, data: bytes) -> Path:
-    """Write a picture under the next free name in `folder`, which is made. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = folder / f"figure-{number}.{kind}"
+    """Write a picture under the next free name in `folder`, which is made. Raises CannotWrite, and leaves no part of
+    a picture."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = folder / f"figure-{number}.{kind}"
+            with contextlib.suppress(FileExistsError), open(path, "xb"):
+                break
         try:
-            with open(path, "xb") as file:
-                file.write(data)
-            return path
-        except FileExistsError:
-            number += 1
+            path.write_bytes(data)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise CannotWrite(host="this machine", path=str(folder), problem=problem) from None
+    return path

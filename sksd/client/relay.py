@@ -60,7 +60,8 @@ class Relay:
         self._link = Link.opening(reactor, new_hello(ticket.ticket, f"sksd {__version__}"))
         self._connection: _Connection | None = None
         self._local: LocalEnd | None = None
-        self._written = False
+        #: The inode of the connection file: another relay may have been given the same name since.
+        self._written: int | None = None
         self._stopping = False
 
     async def _open(self, timeout: float) -> None:
@@ -88,7 +89,7 @@ class Relay:
             raise CannotWrite(
                 host="this machine", path=str(self.file), problem=error.strerror or str(error)
             ) from None
-        self._written = True
+        self._written = os.stat(self.file).st_ino
 
     def _named(self, error: SksdError) -> SksdError:
         """`error` with what only this end knows: the person's name for the host, and the engine."""
@@ -123,10 +124,10 @@ class Relay:
                 with contextlib.suppress(defer.TimeoutError):
                     await leaving.addTimeout(limit, self._reactor)
         finally:
-            if self._written:
-                self._written = False
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if self._written is not None and os.stat(self.file).st_ino == self._written:
                     self.file.unlink()
+            self._written = None
             self._folder.remove()
 
 

@@ -112,6 +112,8 @@ class Execution:
     async def _work(self) -> int:
         await self._ready()
         program = self._program
+        if self._alone:
+            self._send("execute_request", _silently(snippets.capture()))
         if program.name is None:
             self._send("execute_request", _silently(snippets.prepare(program.args)))
             reply = await self._execute({"code": program.text, "user_expressions": {}})

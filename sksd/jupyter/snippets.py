@@ -9,6 +9,18 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
+#: What subprocesses and libraries in C write shall be heard, too. ipykernel sees to that by itself; a Spyder kernel
+#: leaves it to this extension, which it depends on and which Spyder asks for.
+_CAPTURE: Final = """
+import sys
+from IPython import get_ipython
+if not getattr(sys.stdout, "_should_watch", False):
+    try:
+        get_ipython().extension_manager.load_extension("wurlitzer")
+    except ImportError:
+        pass
+"""
+
 #: The person's cell is sent as it is; this goes before it. `sys.exit` and `exit(3)` shall end the program without
 #: IPython's advice on how to exit.
 _PREPARE: Final = """
@@ -49,7 +61,7 @@ shell._sksd = [0, None] if code is None else [int(code), None] if isinstance(cod
 
 #: A file is run as `python FILE` runs it: its own traceback, and nothing shown but what it prints.
 _SCRIPT: Final = """
-import linecache, sys, traceback
+import linecache, os, sys, traceback
 from IPython import get_ipython
 shell = get_ipython()
 space = shell.user_ns
@@ -60,7 +72,13 @@ kept = {name: space[name] for name in new if name in space}
 argv, sys.argv = sys.argv, ARGV
 space.update(new)
 linecache.cache[NAME] = (len(TEXT), None, TEXT.splitlines(True), NAME)
+me = os.getpid()
 result = [0, None]
+def words(code):
+    try:
+        return str(code)
+    except Exception:
+        return f"<{type(code).__name__}>"
 def show(error):
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == "<sksd>":
@@ -70,7 +88,7 @@ try:
     exec(compile(TEXT, NAME, "exec", dont_inherit=True), space)
 except SystemExit as error:
     code = error.code
-    result = [0, None] if code is None else [int(code), None] if isinstance(code, int) else [1, str(code)]
+    result = [0, None] if code is None else [int(code), None] if isinstance(code, int) else [1, words(code)]
 except KeyboardInterrupt as error:
     show(error)
     result = [130, None]
@@ -78,6 +96,13 @@ except BaseException as error:
     show(error)
     result = [1, None]
 finally:
+    if os.getpid() != me:
+        # A child that the program has forked ends with it: it must not go on as a second kernel.
+        if result[1] is not None:
+            print(result[1], file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(result[0] & 0xFF)
     sys.argv = argv
     for name in new:
         space.pop(name, None)
@@ -93,6 +118,11 @@ def _exec(snippet: str, **names: object) -> str:
     # JSON is Python here: only strings and lists of strings are handed over.
     given = ", ".join(f"{name!r}: {json.dumps(value)}" for name, value in names.items())
     return f"exec(compile({snippet!r}, '<sksd>', 'exec'), {{{given}}})"
+
+
+def capture() -> str:
+    """To be executed silently, once, on an engine that is the program's alone: it stays so."""
+    return _exec(_CAPTURE)
 
 
 def prepare(args: Sequence[str]) -> str:

@@ -133,7 +133,8 @@ class UserGate:
                 # -P: the working directory is the person's home, whose files must not be imported.
                 [sys.executable, "-P", "-m", "sksd.proxy"],
                 env=environ,
-                path=str(paths.home()),
+                # Without a home there is still a proxy to say so.
+                path=str(paths.home()) if paths.home().is_dir() else "/",
                 childFDs={0: nothing.fileno(), 1: "r", 2: log_file.fileno()},
             )
         try:

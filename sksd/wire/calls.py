@@ -9,7 +9,7 @@ from twisted.internet import defer
 from twisted.internet.interfaces import IReactorTime
 from twisted.spread import pb
 
-from sksd.errors import HostGone, SksdError, TimedOut, from_code
+from sksd.errors import BadRequest, HostGone, SksdError, TimedOut, from_code
 from sksd.wire.broker import LimitedBroker
 from sksd.wire.messages import plain, unpacked
 
@@ -64,6 +64,9 @@ class Caller:
             if timeout is not None:
                 waiting.addTimeout(timeout, cast(Any, self._clock))
             envelope, *extra = await waiting
+        except UnicodeEncodeError:
+            # A lone surrogate, as of an argument in Latin-1. Which text is not said: it may be a password.
+            raise BadRequest(host=self.host, problem="a text in it is not valid Unicode") from None
         except pb.DeadReferenceError:
             raise self._lost("it was closed") from None
         except (pb.PBConnectionLost, pb.Error):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from typing import Any
 
-from twisted.internet import reactor
+from twisted.internet import reactor, threads
 
 from tests.system.cli import CommandCase
 from tests.system.daemon import LIMIT
@@ -89,6 +90,39 @@ class Run(CommandCase):
         self.assertEqual((await self.sksd("run", "local", "--engine", engine, "-c", code)).out, "1\n")
         self.assertEqual([each["id"] for each in await self.answer("engines", "local")], [engine])
 
+    async def test_a_forked_child_is_no_second_kernel(self) -> None:
+        text = "import os\nchild = os.fork()\nif not child:\n    exit(3)\nprint(os.waitpid(child, 0)[1] >> 8)"
+        command = await self.sksd("run", "local", sys.prefix, self.script(text))
+        self.assertEqual((command.out, command.err), ("3\n", ""))
+        text = "import sys\nclass Odd:\n    def __str__(self): 1 / 0\nsys.exit(Odd())"
+        command = await self.sksd("run", "local", sys.prefix, self.script(text), code=1)
+        self.assertEqual((command.out, command.err), ("", "<Odd>\n"))
+
+    async def test_pictures_that_cannot_be_kept(self) -> None:
+        (self.home / "file").write_text("")
+        code = "from IPython.display import SVG, display; display(SVG('<svg/>'))"
+        await self.fails("file/x on this machine cannot", "run", "local", "-c", code, "--figures", "file/x")
+        await self.no_engine_is_left()
+
+    async def test_descriptors_that_are_closed_or_full(self) -> None:
+        def shell(line: str) -> Any:
+            return subprocess.run(["sh", "-c", f"{sys.executable} -m sksd {line}"], env=self.environ, cwd=self.home,
+                                  capture_output=True, timeout=LIMIT, text=True)  # fmt: skip
+
+        for line, code, words in (
+            ("envs local >&-", 0, ""),
+            ("info local <&- >&-", 0, ""),
+            ("run local -c 'print(1)' >&-", 0, ""),
+            ("run local -c 'print(1)' 2>&-", 0, ""),
+            ("run local -c 'print(1)' <&- >&- 2>&-", 0, ""),
+            ("envs local >/dev/full", 1, "sksd: No space is left on this machine at stdout"),
+            ("run local -c 'print(1)' >/dev/full", 1, "sksd: No space is left on this machine at stdout"),
+        ):
+            done = await threads.deferToThread(shell, line)
+            self.assertEqual((done.returncode, done.stderr.count("\n")), (code, bool(words)), done.stderr)
+            self.assertTrue(done.stderr.startswith(words), done.stderr)
+        self.assertFalse((self.top / "s" / "sksd" / "client.log").exists())
+
     async def test_figures(self) -> None:
         code = "import matplotlib.pyplot as p; p.plot([1, 2]); p.show(); p.plot([3]); print('x')"
         command = await self.sksd("run", "local", "-c", code, "--figures", "a/b")
@@ -96,6 +130,21 @@ class Run(CommandCase):
         self.assertEqual([path.name for path in saved], ["figure-1.png", "figure-2.png"])
         self.assertTrue(all(path.read_bytes().startswith(b"\x89PNG") for path in saved))
         self.assertIn("figure-1.png", command.err)
+
+    async def test_what_a_subprocess_prints(self) -> None:
+        text = "import os, subprocess, sys\nsubprocess.run(['echo', 'one'])\nos.write(2, b'\\xfftwo\\n')"
+        for program in (["-c", text + "\n0"], [self.script(text)]):
+            command = await self.sksd("run", "local", sys.prefix, *program)
+            self.assertIn("one\n", command.out)
+            self.assertEqual(command.err, "\N{REPLACEMENT CHARACTER}two\n")
+
+    async def test_a_home_that_is_not_there(self) -> None:
+        await self.stop(self.daemon)
+        self.environ["HOME"] = str(self.home / "gone")
+        self.daemon = await self.start()
+        await self.fails("give another with --cwd", "run", "local", sys.prefix, "-c", "6*7")
+        command = await self.sksd("run", "local", sys.prefix, "--cwd", "/", "-c", "6*7")
+        self.assertEqual((command.out, command.err), ("42\n", ""))
 
     async def test_much_output(self) -> None:
         command = await self.sksd("run", "local", "-c", "for i in range(200000): print(i)")

@@ -56,6 +56,20 @@ class Use(unittest.TestCase):
             code, text = self.use(*arguments)
             self.assertEqual(code, 2, f"{arguments}: {text}")
 
+    def test_wrong_use_is_a_document_too(self) -> None:
+        for arguments in (["nonsense", "--json"], ["hosts", "--nonsense", "--json"], ["envs", "--json"]):
+            done = subprocess.run([sys.executable, "-m", "sksd", *arguments], capture_output=True, cwd=ROOT)
+            self.assertEqual(done.returncode, 2)
+            self.assertEqual(json.loads(done.stdout)["error"]["code"], "usage")
+
+    def test_a_relay_replaces_no_file_but_a_connection_file(self) -> None:
+        file = Path(self.mktemp())
+        for content in (b"precious", b"[1]", b"7", b"\xff", b'{"a": 1}'):
+            file.write_bytes(content)
+            code, text = self.use("relay", "local", "env", "-f", str(file))
+            self.assertEqual((code, file.read_bytes()), (2, content), text)
+            self.assertIn("no connection file", text)
+
     def test_completion_scripts(self) -> None:
         for shell in ("bash", "zsh", "fish"):
             code, text = self.use("completion", shell)

@@ -106,6 +106,13 @@ class Calls(unittest.TestCase):
         self.assertEqual(self.pair.client.waitingForAnswers, {})
         self.test_answer()
 
+    def test_text_that_is_not_unicode_is_an_error_and_leaks_nothing(self) -> None:
+        request = messages.Progress(step="secret\udcff", message="")
+        failure = self.failureResultOf(self.call("echo", request), BadRequest)
+        self.assertNotIn("secret", str(failure.value))
+        self.assertEqual(self.pair.client.waitingForAnswers, {})
+        self.test_answer()
+
     def test_timeout_names_host_and_seconds(self) -> None:
         d = self.call("hang", timeout=7)
         self.clock.advance(7)
