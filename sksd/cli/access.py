@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from sksd import paths
 from sksd.cli.options import Access
 from sksd.cli.running import Scope, asking, finished
-from sksd.client.hosts import Target, target
+from sksd.client.hosts import LOOKUP, Target, target
 from sksd.client.session import Connection, Session, connect
 from sksd.errors import LoginMethod, NoKeyring, NoPassword
 
@@ -28,7 +28,7 @@ async def reach(scope: Scope, access: Access) -> Target:
             access.host,
             accept_new=access.accept_new,
             ca=access.ca,
-            seconds=max(access.timeout / 3, 1.0),
+            seconds=min(access.timeout, LOOKUP),
         )
 
 

@@ -63,8 +63,8 @@ def on_host(command: Command) -> Command:
     with_access: Command = call
     for decorate in (
         as_json,
-        click.option("--timeout", metavar="S", type=click.FloatRange(0, 3600, min_open=True), default=10.0,
-                     show_default=True, help="Seconds the host has to answer."),
+        click.option("--timeout", metavar="S", type=click.FloatRange(0, 3600, min_open=True), default=30.0,
+                     show_default=True, help="Seconds the host has to answer, each time it is asked."),
         click.option("--ca", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),
                      help="Trust certificates from this CA (PEM) instead of remembered ones."),
         click.option("--accept-new", is_flag=True, help="Trust and remember an unknown certificate."),

@@ -16,7 +16,7 @@ from sksd.cli.running import Scope, asking, run
 @click.option("--fingerprint", metavar="F", help="Remember this fingerprint, which you got from the host's owner.")
 @click.option("--forget", is_flag=True, help="No longer trust the host.")
 @click.option("--list", "listing", is_flag=True, help="List the hosts that are trusted.")
-@click.option("--timeout", metavar="S", type=click.FloatRange(0, 3600, min_open=True), default=10.0,
+@click.option("--timeout", metavar="S", type=click.FloatRange(0, 3600, min_open=True), default=30.0,
               show_default=True, help="Seconds the host has to answer.")
 @options.as_json
 @click.pass_context
@@ -95,7 +95,7 @@ def _ask(output: Output, host: str, timeout: float) -> None:
         from sksd.client.session import connect
         from sksd.errors import CertificateUnknown
 
-        target = await hosts.target(scope.reactor, host, seconds=max(timeout / 3, 1.0))
+        target = await hosts.target(scope.reactor, host, seconds=min(timeout, hosts.LOOKUP))
         try:
             with output.waiting(scope.reactor, f"Connecting to {target.name}"):
                 connection = await connect(scope.reactor, target, timeout)

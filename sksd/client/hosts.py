@@ -19,6 +19,8 @@ from sksd.wire.fingerprint import normal
 from sksd.wire.local import Note, read_note
 
 LOCAL: Final = "local"
+#: Seconds to look for a name on the network.
+LOOKUP: Final = 3.0
 #: Where the daemon of a shared host leaves its note.
 SYSTEM_NOTE: Final = Path("/run/sksd/daemon.json")
 #: Letters of a name: more cannot be announced, nor be a host name.
@@ -149,7 +151,7 @@ async def target(
     *,
     accept_new: bool = False,
     ca: Path | None = None,
-    seconds: float = 3.0,
+    seconds: float = LOOKUP,
     known: KnownHosts | None = None,
 ) -> Target:
     """The host that a person calls `host`; `seconds` are for looking up a name on the network.

@@ -72,7 +72,7 @@ class Relay:
         try:
             await welcomed.addTimeout(timeout, self._reactor)
         except defer.TimeoutError:
-            raise TimedOut(host=self._route.name, seconds=timeout) from None
+            raise TimedOut(host=self._route.name, seconds=f"{timeout:g}") from None
         except SksdError as error:
             raise self._named(error) from None
         channels = Channels(

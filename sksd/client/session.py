@@ -17,7 +17,7 @@ from sksd.client.tls import Creator
 from sksd.errors import HostGone, SksdError, TimedOut, Unreachable
 from sksd.wire import messages
 from sksd.wire.broker import BrokerFactory, LimitedBroker, Remote
-from sksd.wire.calls import Caller
+from sksd.wire.calls import CALL_TIMEOUT, Caller
 from sksd.wire.handshake import AfterHandshake
 from sksd.wire.names import ALPN_LINK, ALPN_PB
 
@@ -75,7 +75,7 @@ async def _open(reactor: Any, route: Route, alpn: bytes, build: Callable[[], P],
         return await shaken.addTimeout(timeout, reactor)
     except defer.TimeoutError:
         cast(Any, connected).transport.abortConnection()
-        raise TimedOut(host=route.name, seconds=timeout) from None
+        raise TimedOut(host=route.name, seconds=f"{timeout:g}") from None
 
 
 def _reason(failed: error.ConnectError) -> str:
@@ -107,13 +107,13 @@ class _Observer(Remote):
 class Connection:
     """A connection to a host before login: `welcome` is what the host said to hello."""
 
-    def __init__(self, reactor: Any, route: Route, broker: LimitedBroker) -> None:
+    def __init__(self, reactor: Any, route: Route, broker: LimitedBroker, timeout: float) -> None:
         self.route = route
         self.welcome: messages.Welcome
         self._reactor = reactor
         self._broker = broker
         self._root = broker.remoteForName("root")
-        self._caller = Caller(reactor, route.name)
+        self._caller = Caller(reactor, route.name, timeout=timeout)
 
     async def _hello(self, timeout: float) -> None:
         hello = messages.Hello(version=__version__)
@@ -134,8 +134,9 @@ class Connection:
         await _close(self._reactor, self._broker)
 
 
-async def connect(reactor: Any, route: Route, timeout: float = CONNECT_TIMEOUT) -> Connection:
-    """Connect to a host and say hello.
+async def connect(reactor: Any, route: Route, timeout: float = CALL_TIMEOUT) -> Connection:
+    """Connect to a host and say hello. `timeout`: seconds for this (CONNECT_TIMEOUT at most), and for each later
+    call of the session.
 
     Raises Unreachable, TimedOut, NotSksd, ProtocolMismatch and the errors of the certificate.
     """
@@ -152,14 +153,15 @@ async def connect(reactor: Any, route: Route, timeout: float = CONNECT_TIMEOUT) 
         broker.notifyOnDisconnect(gone)
         return broker
 
-    broker = await _open(reactor, route, ALPN_PB, build, timeout)
+    soon = min(timeout, CONNECT_TIMEOUT)
+    broker = await _open(reactor, route, ALPN_PB, build, soon)
     try:
-        await agreed.addTimeout(timeout, reactor)
-        connection = Connection(reactor, route, broker)
-        await connection._hello(timeout)
+        await agreed.addTimeout(soon, reactor)
+        connection = Connection(reactor, route, broker, timeout)
+        await connection._hello(soon)
     except defer.TimeoutError:
         broker.transport.abortConnection()
-        raise TimedOut(host=route.name, seconds=timeout) from None
+        raise TimedOut(host=route.name, seconds=f"{soon:g}") from None
     except SksdError:
         broker.transport.abortConnection()
         raise
@@ -228,7 +230,7 @@ class Session:
         """Start an engine; one of the five outcomes. `progress` is called while it takes its time."""
         observer = _Observer(progress) if progress is not None else None
         outcome = await self._caller.call(
-            self._avatar, "spin_up", wish, messages.Outcome, observer, timeout=wish.timeout + 60
+            self._avatar, "spin_up", wish, messages.Outcome, observer, timeout=wish.timeout + self._caller.timeout
         )
         if outcome.code is not None:
             # The host does not know what this person calls it.
@@ -269,7 +271,9 @@ class EngineSession:
         self._caller = caller
         self._reference = reference
 
-    async def _call(self, name: str, request: Any, answer: type[Any], timeout: float = 60.0) -> Any:
+    async def _call(self, name: str, request: Any, answer: type[Any], more: float = 0.0) -> Any:
+        """A call that may take `more` seconds than others."""
+        timeout = self._caller.timeout + more
         return await self._caller.call(self._reference, name, request, answer, timeout=timeout)
 
     async def info(self) -> messages.Engine:
@@ -283,12 +287,12 @@ class EngineSession:
     async def restart(self, grace: float = 5.0) -> messages.Engine:
         """A new kernel in its place; returns when it is ready. Raises KernelDied, KernelSilent."""
         request = messages.Shutdown(engine=self.id, grace=grace)
-        return cast(messages.Engine, await self._call("restart", request, messages.Engine, grace + 120))
+        return cast(messages.Engine, await self._call("restart", request, messages.Engine, grace + 60))
 
     async def shutdown(self, grace: float = 5.0) -> messages.Engine:
         """End it; returns when it has ended."""
         request = messages.Shutdown(engine=self.id, grace=grace)
-        return cast(messages.Engine, await self._call("shutdown", request, messages.Engine, grace + 60))
+        return cast(messages.Engine, await self._call("shutdown", request, messages.Engine, grace + 5))
 
     async def log(self, offset: int = 0, limit: int = 65536) -> messages.LogPage:
         """A page of its log."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from twisted.internet import defer
@@ -13,6 +13,9 @@ from sksd.errors import BadRequest, HostGone, SksdError, TimedOut, from_code
 from sksd.wire.broker import LimitedBroker
 from sksd.wire.messages import plain, unpacked
 
+#: Seconds the other side has to answer a call.
+CALL_TIMEOUT: Final = 30.0
+
 M = TypeVar("M", bound=msgspec.Struct)
 
 
@@ -20,14 +23,20 @@ class Caller:
     """Calls on the objects of one connection.
 
     `host` is what the person calls the other side; it goes into every error. `gone` is the class of error for a
-    lost connection.
+    lost connection. `timeout`: seconds a call may take that does not say otherwise.
     """
 
     def __init__(
-        self, clock: IReactorTime, host: str, gone: type[SksdError] = HostGone, **fields: str
+        self,
+        clock: IReactorTime,
+        host: str,
+        gone: type[SksdError] = HostGone,
+        timeout: float = CALL_TIMEOUT,
+        **fields: str,
     ) -> None:
         self._clock = clock
         self.host = host
+        self.timeout = timeout
         self._gone = gone
         self._fields = fields
 
@@ -38,7 +47,7 @@ class Caller:
         request: msgspec.Struct,
         answer: type[M],
         *references: pb.Referenceable | None,
-        timeout: float | None = 30.0,
+        timeout: float | None = None,
     ) -> M:
         """`reference.name(request)` as an `answer`; raises the SksdError the other side sent, TimedOut after
         `timeout` s, or `gone` when the connection is or goes down."""
@@ -54,15 +63,15 @@ class Caller:
         request: msgspec.Struct,
         answer: type[M],
         *references: pb.Referenceable | None,
-        timeout: float | None = 30.0,
+        timeout: float | None = None,
     ) -> tuple[M, pb.RemoteReference | None]:
         """As `call`, for calls whose answer brings an object beside it."""
         given = [each for each in references if each is not None]
+        seconds = self.timeout if timeout is None else timeout
         try:
             broker = cast(LimitedBroker, reference.broker)
             waiting = broker.call(reference, name, plain(request), *given)
-            if timeout is not None:
-                waiting.addTimeout(timeout, cast(Any, self._clock))
+            waiting.addTimeout(seconds, cast(Any, self._clock))
             envelope, *extra = await waiting
         except UnicodeEncodeError:
             # A lone surrogate, as of an argument in Latin-1. Which text is not said: it may be a password.
@@ -72,7 +81,7 @@ class Caller:
         except (pb.PBConnectionLost, pb.Error):
             raise self._lost(broker.dropped or "the other side closed it") from None
         except defer.TimeoutError:
-            raise TimedOut(host=self.host, seconds=timeout) from None
+            raise TimedOut(host=self.host, seconds=f"{seconds:g}") from None
         if "error" in envelope:
             raise self.error(envelope["error"])
         return unpacked(answer, envelope.get("ok")), (extra[0] if extra else None)

@@ -123,6 +123,16 @@ class Access(CommandCase):
         await self.sksd("login", address, "--forget", **ring)
         await self.fails("A password is needed", "info", address, **ring)
 
+    async def test_proxy_that_hangs(self) -> None:
+        await self.answer("envs", "local")
+        [proxy] = self.named("sksd.proxy")
+        proxy.suspend()
+        try:
+            done = await self.sksd("envs", "local", "--timeout", "0.7", code=1)
+        finally:
+            proxy.resume()
+        self.assertIn("did not answer within 0.7 s", done.err)
+
     async def test_environments(self) -> None:
         found = await self.answer("envs", "local")
         own = [each for each in found if each["own"]]
