@@ -16,7 +16,6 @@ from twisted.application import service
 from twisted.cred.portal import Portal
 from twisted.internet import defer
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from sksd import __version__, paths
 from sksd.errors import AlreadyRunning, CannotWrite
@@ -24,7 +23,7 @@ from sksd.interfaces import IGate
 from sksd.server import certificate, listening, token
 from sksd.server.avatar import Avatar, Room
 from sksd.server.configuration import Configuration
-from sksd.server.door import DoorFactory
+from sksd.server.door import DoorFactory, TLSDoor
 from sksd.server.gate import UserGate
 from sksd.server.links import LinkDoor
 from sksd.server.login import GateChecker, LoginRoot, Realm
@@ -75,8 +74,7 @@ class Daemon(service.Service):
     def startService(self) -> None:
         """Listen, announce, and tell clients on this machine where."""
         super().startService()
-        tls = TLSMemoryBIOFactory(certificate.context_factory(self._identity), False, self._door, self._reactor)
-        tls.noisy = False
+        tls = TLSDoor(certificate.context_factory(self._identity), False, self._door, self._reactor)
         self._listening = self._reactor.adoptStreamPort(self._bound.fileno(), self._bound.family, tls)
         self._bound.close()
         note = Note(
