@@ -169,6 +169,17 @@ class Life(Running):
         first = await (await self.here.engine(engine.id)).log(0, 10)
         self.assertGreater(first.offset, 0)
 
+    async def test_log_size_of_the_configuration(self) -> None:
+        await self.stop(self.daemon)
+        self.configure("announce = no\nlisten = 127.0.0.1\n[kernels]\nlog_size = 64K\n")
+        self.daemon = await self.start()
+        self.here = await self.log_in()
+        engine = await self.spin_up(self.here)
+        log = paths.state() / "engines" / f"{engine.id}.log"
+        with open(log, "ab") as file:
+            file.write(b"x" * 500_000)
+        await until(lambda: log.stat().st_blocks * 512 <= 65536 + 8192, "the log is cut", 5)
+
     async def test_nobody_attached_ends_it_where_that_was_asked_for(self) -> None:
         engine = await self.spin_up(self.here, linger=0.3)
         await until(lambda: any(event.id == engine.id and event.state == DEAD for event in self.events), "it ends")
