@@ -111,13 +111,14 @@ class UserGate:
 
     async def endpoint(self, user: str) -> endpoints.UNIXClientEndpoint:
         """The running proxy's socket; starts one where none answers."""
+        # Each time: a folder under /tmp may have been cleared away, and made again by somebody else.
+        paths.private(paths.runtime())
         path = str(paths.proxy_socket())
         if not _answers(path):
             await self._start()
         return endpoints.UNIXClientEndpoint(self._reactor, path, timeout=10)
 
     async def _start(self) -> None:
-        paths.private(paths.runtime())
         log_path = paths.private(paths.state()) / "proxy.log"
         with contextlib.ExitStack() as stack:
             try:
@@ -150,8 +151,12 @@ def _opener(path: str, flags: int) -> int:
 
 def _answers(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A proxy that hangs takes nobody from its queue: waiting for it would hang the daemon, too.
+        probe.setblocking(False)
         try:
             probe.connect(path)
+        except BlockingIOError:
+            return True
         except OSError:
             return False
     return True

@@ -121,16 +121,24 @@ class UserProxy:
         factory = _Connecting()
         try:
             endpoint = await self._gate.endpoint(self.user)
-            await endpoint.connect(factory)
-            broker = await factory.ready.addTimeout(FIRST_CALL, self._reactor)
+            connected: Any = await endpoint.connect(factory)
         except SksdError:
             raise
         except Exception as error:
             raise ProxyFailed(user=self.user, problem=str(error) or type(error).__name__) from None
-        root = broker.remoteForName("root")
-        info = await self._caller.call(
-            root, "settings", self._settings, messages.ProxyInfo, _Listener(self._told), timeout=FIRST_CALL
-        )
+        try:
+            broker = await factory.ready.addTimeout(FIRST_CALL, self._reactor)
+            root = broker.remoteForName("root")
+            info = await self._caller.call(
+                root, "settings", self._settings, messages.ProxyInfo, _Listener(self._told), timeout=FIRST_CALL
+            )
+        except BaseException as error:
+            # A proxy that does not answer, or is of a version that refuses us: each attempt would leave one behind.
+            connected.transport.abortConnection()
+            if isinstance(error, SksdError) or not isinstance(error, Exception):
+                raise
+            problem = "it does not answer" if isinstance(error, defer.TimeoutError) else str(error)
+            raise ProxyFailed(user=self.user, problem=problem) from None
         if info.protocol != PROTOCOL or info.version != __version__:
             log.info(
                 "the proxy of {user} is of version {theirs}, this is {ours}",
