@@ -191,6 +191,13 @@ class Life(Running):
         self.assertFalse([line for line in environ if line.startswith((b"HOME=", b"SKSD_", b"JPY_"))])
         self.assertEqual(os.readlink(f"/proc/{engine.pid}/cwd"), "/usr")
 
+    async def test_variable_that_is_not_utf8(self) -> None:
+        await self.stop(self.daemon)
+        self.environ["CAF\udce9"] = self.environ["PLACE"] = "caf\udce9"
+        self.daemon = await self.start()
+        self.here = await self.log_in()
+        await self.spin_up(self.here)
+
     async def test_limit(self) -> None:
         await self.stop(self.daemon)
         self.configure("[sksd]\nannounce = no\nlisten = 127.0.0.1\n[kernels]\nmax_kernels = 1\n")
