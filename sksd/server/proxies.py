@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
-from twisted.internet import defer, protocol
+from twisted.internet import defer, protocol, task
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.spread import pb
@@ -23,6 +23,8 @@ log = Logger()
 
 #: Seconds a proxy has to answer its first call.
 FIRST_CALL: Final = 15.0
+#: Seconds before each attempt to have a proxy again for engines whose proxy was lost.
+AGAIN: Final = (0.0, 0.5, 2.0, 10.0)
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -182,5 +184,16 @@ class UserProxy:
         self._changed()
         if had_engines:
             # A new one adopts the engines, so that their deaths go on being told.
-            again = defer.ensureDeferred(self.reach())
-            again.addErrback(lambda failure: log.error("{why}", why=failure.getErrorMessage()))
+            defer.ensureDeferred(self._reach_again())
+
+    async def _reach_again(self) -> None:
+        # The socket of one that was killed may still answer while the machine takes it down.
+        for pause in AGAIN:
+            await task.deferLater(self._reactor, pause)
+            if self._stopping or self._root is not None:
+                return
+            try:
+                await self.reach()
+                return
+            except SksdError as error:
+                log.error("{why}", why=str(error))

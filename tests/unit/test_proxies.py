@@ -18,7 +18,7 @@ from sksd.errors import CannotWrite, ProxyFailed, SksdError, TicketRefused
 from sksd.link.hello import Hello, hello_frame, new_hello
 from sksd.server.gate import UserGate
 from sksd.server.links import LinkDoor
-from sksd.server.proxies import FIRST_CALL, UserProxy
+from sksd.server.proxies import AGAIN, FIRST_CALL, UserProxy
 from sksd.wire import messages
 from sksd.wire.broker import BrokerFactory, Remote
 from sksd.wire.names import PREAMBLE_PB
@@ -95,6 +95,20 @@ class Reaching(unittest.TestCase):
                 theirs.dataReceived(said)
         self.failureResultOf(reached, SksdError)
         self.assertTrue(transport.aborted)
+
+
+    def test_lost_with_engines_is_tried_more_than_once(self) -> None:
+        self.proxy.running = {"engine"}
+        self.proxy._lost()
+        self.clock.advance(0)
+        for number, pause in enumerate(AGAIN[1:], 1):
+            self.assertEqual(len(self.gate.there.made), number)
+            self.clock.advance(FIRST_CALL)
+            self.clock.advance(pause)
+        self.assertEqual(len(self.gate.there.made), len(AGAIN))
+        self.proxy.disconnect()
+        self.clock.advance(FIRST_CALL)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class Gates(unittest.TestCase):
