@@ -20,6 +20,8 @@ class Reactor:
     def removeReader(self, reader: Any) -> None:
         pass
 
+    removeWriter = removeReader
+
 
 class Bounds(SynchronousTestCase):
     """`BoundedLogs` on a real file."""
