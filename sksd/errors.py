@@ -27,7 +27,8 @@ class SksdError(Exception):
     #: Exit code of the command line: 1 the thing failed, 2 wrong use.
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, **fields: Field) -> None:
+    # Positional only: a field that comes over the wire may be called `self`, too.
+    def __init__(self, /, **fields: Field) -> None:
         super().__init__(fields)
         self.fields: dict[str, Field] = fields
 
@@ -57,6 +58,12 @@ class BadRequest(SksdError):
     """{host} does not understand the request: {problem}."""
 
     code = "bad-request"
+
+
+class BadAnswer(SksdError):
+    """{host} answered what this sksd does not understand ({problem}): upgrade the older of the two."""
+
+    code = "bad-answer"
 
 
 class TooLarge(SksdError):

@@ -5,10 +5,12 @@ The XDG base directory specification; every folder is made with mode 0700 and mu
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
 import sys
+import tempfile
 from pathlib import Path
 
 from sksd.errors import CannotWrite
@@ -72,17 +74,30 @@ def private(folder: Path) -> Path:
 
 def write_private(path: Path, data: bytes) -> None:
     """Write `data` to `path` whole or not at all, mode 0600. Raises OSError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    # Under a name that nobody can foresee: `path` may be in a folder where others can make files, as /tmp.
+    descriptor, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
+    except BaseException:
+        os.unlink(part)
         raise
+
+
+def read_private(path: Path, most: int) -> bytes:
+    """The first `most` bytes of the caller's own ordinary file; raises OSError where it is another's, or a link.
+
+    For files by which a program is led somewhere: their folder may be one that others can make (under /tmp).
+    """
+    # O_NONBLOCK: not to be held up by a FIFO in the place of the file.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, "it is not a private file of yours", str(path))
+        return file.read(most)
 
 
 def daemon_note() -> Path:

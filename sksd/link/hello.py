@@ -117,9 +117,7 @@ def read_goodbye(body: bytes) -> SksdError | None:
     goodbye = read_body(Goodbye, body)
     if goodbye.code == DONE:
         return None
-    # The fields become keyword arguments: `self` is none.
-    fields = {name: value for name, value in goodbye.fields.items() if name != "self"}
-    return from_code(goodbye.code, goodbye.message, fields)
+    return from_code(goodbye.code, goodbye.message, goodbye.fields)
 
 
 class FirstFrame:

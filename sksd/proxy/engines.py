@@ -102,7 +102,8 @@ class Engines:
             "kernel_name": "",
         }
         connection |= {f"{channel}_port": number for number, channel in enumerate(_CHANNELS, 1)}
-        variables = dict(variables)
+        # A record takes only UTF-8: a kernel without such a variable is better than none.
+        variables = {name: value for name, value in variables.items() if _is_utf8(name + value)}
         for name, value in wish.variables.items():
             if value is None:
                 variables.pop(name, None)
@@ -166,6 +167,11 @@ class Engines:
 def new_id() -> str:
     """A new engine's id: 50 random bits, never used again."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
+
+
+def _is_utf8(text: str) -> bool:
+    # os.environ holds other bytes as lone surrogates.
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _check_folder(cwd: str) -> None:

@@ -83,18 +83,28 @@ class BoundedLogs:
     """Keeps every log it is given to `size` bytes, when it is written to: nothing to do while nobody writes."""
 
     def __init__(self, reactor: Any, size: int) -> None:
-        self.size = size
+        self._size = size
         self._reactor = reactor
         self._kept: dict[str, int] = {}
         self._notifier: inotify.INotify | None = None
 
+    def resize(self, size: int) -> None:
+        """A daemon with another configuration has come."""
+        self._size = size
+        for path in list(self._kept):
+            self._bound(path)
+
     def add(self, path: Path) -> None:
-        """Watch the log at `path`, which exists."""
-        if self._notifier is None:
-            self._notifier = inotify.INotify(self._reactor)
-            self._notifier.startReading()
+        """Watch the log at `path`, which exists. Never raises: an engine with a log too large is better than none."""
         self._kept[str(path)] = 0
-        self._notifier.watch(FilePath(str(path)), mask=inotify.IN_MODIFY, callbacks=[self._written])
+        try:
+            if self._notifier is None:
+                notifier = inotify.INotify(self._reactor)
+                notifier.startReading()
+                self._notifier = notifier
+            self._notifier.watch(FilePath(str(path)), mask=inotify.IN_MODIFY, callbacks=[self._written])
+        except inotify.INotifyError as error:
+            log.warn("the log {path} is not bounded (fs.inotify limits?): {error!r}", path=str(path), error=error)
         self._bound(str(path))
 
     def remove(self, path: Path) -> None:
@@ -110,6 +120,6 @@ class BoundedLogs:
         if path not in self._kept:
             return
         try:
-            self._kept[path] = bound(Path(path), self.size, self._kept[path])
+            self._kept[path] = bound(Path(path), self._size, self._kept[path])
         except OSError as error:
             log.warn("the log {path} cannot be bounded: {error}", path=path, error=error)

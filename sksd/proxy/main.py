@@ -34,6 +34,7 @@ from sksd.proxy.log import BoundedLogs  # noqa: E402
 from sksd.proxy.root import Listeners, ProxyRoot  # noqa: E402
 from sksd.proxy.spin_up import SpinningUp  # noqa: E402
 from sksd.wire.broker import BrokerFactory, LimitedBroker  # noqa: E402
+from sksd.wire.messages import Settings  # noqa: E402
 from sksd.wire.names import DEAD, PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
 
 log = Logger()
@@ -50,7 +51,8 @@ class Proxy:
         self.reactor = reactor
         self.connections = 0
         self.listeners = Listeners()
-        self.engines = Engines(reactor, BoundedLogs(reactor, 1024 * 1024), self._changed)
+        self.logs = BoundedLogs(reactor, Settings().log_size)
+        self.engines = Engines(reactor, self.logs, self._changed)
         login = dict(os.environ)
         activations = Activations(partial(shell.run, reactor))
         self.spinning = SpinningUp(self.engines, activations, login, sys.prefix)
@@ -79,8 +81,12 @@ class Proxy:
     def broker(self) -> LimitedBroker:
         """For a daemon's connection. Whoever can open the socket is this user, or root: no login."""
         broker = self.brokers.build(False, trusted=True)
-        broker.setNameForLocal("root", ProxyRoot(self.spinning, self.listeners.add, os.getpid()))
+        broker.setNameForLocal("root", ProxyRoot(self.spinning, self._set, self.listeners.add, os.getpid()))
         return broker
+
+    def _set(self, settings: Settings) -> None:
+        self.spinning.settings = settings
+        self.logs.resize(settings.log_size)
 
     def link(self) -> LinkConnection:
         """For a link that a daemon passes on."""

@@ -19,16 +19,18 @@ from sksd.wire.names import DEAD, PROTOCOL
 
 
 class ProxyRoot(Remote):
-    """One daemon's connection. `listen` and `forget` add and drop who is told of events."""
+    """One daemon's connection. `configure` takes what its configuration says, `listen` who is told of events."""
 
     def __init__(
         self,
         spinning: SpinningUp,
+        configure: Callable[[messages.Settings], None],
         listen: Callable[[pb.RemoteReference], None],
         pid: int,
     ) -> None:
         self._spinning = spinning
         self._engines = spinning.engines
+        self._configure = configure
         self._listen = listen
         self._pid = pid
 
@@ -36,7 +38,7 @@ class ProxyRoot(Remote):
         self, request: dict[str, Any], listener: pb.RemoteReference
     ) -> messages.ProxyInfo:
         """The first call: what the configuration says. `listener` is told of events from then on."""
-        self._spinning.settings = messages.read(messages.Settings, request)
+        self._configure(messages.read(messages.Settings, request))
         self._listen(listener)
         return messages.ProxyInfo(
             protocol=PROTOCOL,

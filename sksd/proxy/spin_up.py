@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from twisted.logger import Logger
 
@@ -70,8 +69,3 @@ class SpinningUp:
         )
         log.info("engine {id} runs in {prefix}", id=engine.record.id, prefix=prefix.path)
         return messages.Outcome(outcome=STARTED, engine=engine.describe(), ticket=ticket)
-
-
-def login_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What the user's processes start from: in user mode, what the daemon was started with."""
-    return dict(environ)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from attrs import Factory, define
 from twisted.internet import interfaces, protocol
 from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from sksd.wire.handshake import AfterHandshake
@@ -131,6 +132,20 @@ class DoorFactory(protocol.Factory):
         """Called when the daemon stops."""
         for visitor in list(self._open):
             visitor.transport.loseConnection()
+
+
+class TLSDoor(TLSMemoryBIOFactory):
+    """What the port listens with: TLS around a `DoorFactory`.
+
+    Twisted's own wraps the None of a full door, too: a traceback, and a connection that nobody counts or ends.
+    """
+
+    noisy = False
+
+    def buildProtocol(self, addr: interfaces.IAddress | None) -> Any:
+        """Called by the port; None hangs up."""
+        inner = self.wrappedFactory.buildProtocol(addr)
+        return None if inner is None else self.protocol(self, inner)
 
 
 class _Visitor(AfterHandshake):

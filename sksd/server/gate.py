@@ -19,6 +19,7 @@ from zope.interface import implementer
 from sksd import paths
 from sksd.errors import LoginMethod, LoginRefused, ProxyFailed
 from sksd.interfaces import IGate
+from sksd.server import token
 from sksd.wire.names import METHOD_PASSWORD
 
 log = Logger()
@@ -86,11 +87,11 @@ def describe_end(reason: Failure) -> str:
 
 @implementer(IGate)
 class UserGate:
-    """`token` is the local login token; `environ` what the proxy inherits, less what is sksd's own business."""
+    """`own_token` is the local login token; `environ` what the proxy inherits, less what is sksd's own business."""
 
-    def __init__(self, reactor: Any, token: str, environ: dict[str, str] | None = None) -> None:
+    def __init__(self, reactor: Any, own_token: str, environ: dict[str, str] | None = None) -> None:
         self._reactor = reactor
-        self._token = token
+        self._token = own_token
         self._environ = dict(os.environ if environ is None else environ)
         self.user = account()
 
@@ -103,7 +104,7 @@ class UserGate:
         if method != METHOD_PASSWORD:
             raise LoginMethod(method=method[:40], methods=METHOD_PASSWORD)
         # Both are compared, always, so that the time tells nothing.
-        right = hmac.compare_digest(password.encode(), self._token.encode())
+        right = token.matches(password, self._token)
         known = hmac.compare_digest(user.encode(), self.user.encode()) or not user
         if not (right and known):
             raise LoginRefused()
@@ -111,13 +112,14 @@ class UserGate:
 
     async def endpoint(self, user: str) -> endpoints.UNIXClientEndpoint:
         """The running proxy's socket; starts one where none answers."""
+        # Each time: a folder under /tmp may have been cleared away, and made again by somebody else.
+        paths.private(paths.runtime())
         path = str(paths.proxy_socket())
         if not _answers(path):
             await self._start()
         return endpoints.UNIXClientEndpoint(self._reactor, path, timeout=10)
 
     async def _start(self) -> None:
-        paths.private(paths.runtime())
         log_path = paths.private(paths.state()) / "proxy.log"
         with contextlib.ExitStack() as stack:
             try:
@@ -151,8 +153,12 @@ def _opener(path: str, flags: int) -> int:
 
 def _answers(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A proxy that hangs takes nobody from its queue: waiting for it would hang the daemon, too.
+        probe.setblocking(False)
         try:
             probe.connect(path)
+        except BlockingIOError:
+            return True
         except OSError:
             return False
     return True

@@ -39,10 +39,13 @@ class LinkDoor(protocol.Protocol):
         self._first: FirstFrame | None = FirstFrame()
         self._waiting = b""
         self._proxy: _ProxyEnd | None = None
+        self._refused = False
         self._gone = False
 
     def dataReceived(self, data: bytes) -> None:
         """Reads the first frame, then passes on."""
+        if self._refused:
+            return
         if self._proxy is not None:
             self._proxy.transport.write(data)
             return
@@ -91,7 +94,8 @@ class LinkDoor(protocol.Protocol):
 
     def _refuse(self, error: SksdError) -> None:
         if not self._gone:
-            self._first = FirstFrame()
+            # What still comes is read, so that GOODBYE is, and dropped.
+            self._refused, self._waiting = True, b""
             self.transport.resumeProducing()
             self.transport.write(goodbye_frame(error))
             self.transport.loseConnection()

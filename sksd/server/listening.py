@@ -27,7 +27,7 @@ def bind(configuration: Configuration) -> socket.socket:
                 line = configuration.line("sksd", "port")
                 raise PortBusy(file=str(configuration.file), line=line, port=configuration.port) from None
             raise _cannot(configuration, error) from None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, OverflowError):
         return _remembered(_bind(configuration.listen, int((paths.state() / "port").read_text())))
     try:
         return _remembered(_bind(configuration.listen, 0))

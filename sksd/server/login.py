@@ -75,6 +75,7 @@ class LoginRoot(Remote):
         self._welcome = welcome
         self._on_login = on_login
         self._failures = 0
+        self._trying = False
         self._done = False
 
     async def remote_hello(self, request: dict[str, Any]) -> messages.Welcome:
@@ -82,16 +83,32 @@ class LoginRoot(Remote):
         hello = messages.read(messages.Hello, request)
         common = set(hello.protocols) & set(PROTOCOLS)
         if not common:
-            raise ProtocolMismatch(theirs=str(list(PROTOCOLS)), ours=str(hello.protocols))
+            raise _mismatch(hello.protocols)
         return self._welcome(max(common))
 
     async def remote_login(
         self, request: dict[str, Any], mind: pb.RemoteReference | None = None
     ) -> tuple[messages.LoggedIn, Remote]:
-        """Check credentials; the avatar comes beside the answer, and is logged out with the connection."""
+        """Check credentials; the avatar comes beside the answer, and is logged out with the connection.
+
+        One at a time: guesses that are sent together must not share one delay, nor come before they are counted.
+        """
         login = messages.read(messages.Login, request)
+        if login.protocol not in PROTOCOLS:
+            raise _mismatch([login.protocol])
         if self._done:
             raise NotAllowed(problem="this connection has logged in already")
+        if self._trying or self._failures >= ATTEMPTS:
+            raise NotAllowed(problem="one login at a time, and three at the most on a connection")
+        self._trying = True
+        try:
+            return await self._login(login, mind)
+        finally:
+            self._trying = False
+
+    async def _login(
+        self, login: messages.Login, mind: pb.RemoteReference | None
+    ) -> tuple[messages.LoggedIn, Remote]:
         given = MethodCredentials(login.method, login.user, login.password)
         try:
             _, made, logout = await self._portal.login(given, mind, IAvatar)
@@ -110,6 +127,11 @@ class LoginRoot(Remote):
         self._on_login()
         self._broker.notifyOnDisconnect(logout)
         return messages.LoggedIn(user=avatar.user), avatar
+
+
+def _mismatch(theirs: list[int]) -> ProtocolMismatch:
+    # The sentence is read at the other end, where this host is `theirs`.
+    return ProtocolMismatch(theirs=str(list(PROTOCOLS)), ours=str(theirs))
 
 
 @implementer(portal.IRealm)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
-from twisted.internet import defer, protocol
+from twisted.internet import defer, protocol, task
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.spread import pb
@@ -23,6 +23,8 @@ log = Logger()
 
 #: Seconds a proxy has to answer its first call.
 FIRST_CALL: Final = 15.0
+#: Seconds before each attempt to have a proxy again for engines whose proxy was lost.
+AGAIN: Final = (0.0, 0.5, 2.0, 10.0)
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -121,16 +123,24 @@ class UserProxy:
         factory = _Connecting()
         try:
             endpoint = await self._gate.endpoint(self.user)
-            await endpoint.connect(factory)
-            broker = await factory.ready.addTimeout(FIRST_CALL, self._reactor)
+            connected: Any = await endpoint.connect(factory)
         except SksdError:
             raise
         except Exception as error:
             raise ProxyFailed(user=self.user, problem=str(error) or type(error).__name__) from None
-        root = broker.remoteForName("root")
-        info = await self._caller.call(
-            root, "settings", self._settings, messages.ProxyInfo, _Listener(self._told), timeout=FIRST_CALL
-        )
+        try:
+            broker = await factory.ready.addTimeout(FIRST_CALL, self._reactor)
+            root = broker.remoteForName("root")
+            info = await self._caller.call(
+                root, "settings", self._settings, messages.ProxyInfo, _Listener(self._told), timeout=FIRST_CALL
+            )
+        except BaseException as error:
+            # A proxy that does not answer, or is of a version that refuses us: each attempt would leave one behind.
+            connected.transport.abortConnection()
+            if isinstance(error, SksdError) or not isinstance(error, Exception):
+                raise
+            problem = "it does not answer" if isinstance(error, defer.TimeoutError) else str(error)
+            raise ProxyFailed(user=self.user, problem=problem) from None
         if info.protocol != PROTOCOL or info.version != __version__:
             log.info(
                 "the proxy of {user} is of version {theirs}, this is {ours}",
@@ -174,5 +184,16 @@ class UserProxy:
         self._changed()
         if had_engines:
             # A new one adopts the engines, so that their deaths go on being told.
-            again = defer.ensureDeferred(self.reach())
-            again.addErrback(lambda failure: log.error("{why}", why=failure.getErrorMessage()))
+            defer.ensureDeferred(self._reach_again())
+
+    async def _reach_again(self) -> None:
+        # The socket of one that was killed may still answer while the machine takes it down.
+        for pause in AGAIN:
+            await task.deferLater(self._reactor, pause)
+            if self._stopping or self._root is not None:
+                return
+            try:
+                await self.reach()
+                return
+            except SksdError as error:
+                log.error("{why}", why=str(error))

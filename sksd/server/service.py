@@ -8,23 +8,22 @@ import os
 import platform
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import psutil
 from twisted.application import service
 from twisted.cred.portal import Portal
-from twisted.internet import defer
+from twisted.internet import defer, task
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from sksd import __version__, paths
-from sksd.errors import AlreadyRunning, CannotWrite
+from sksd.errors import AlreadyRunning, CannotWrite, SksdError
 from sksd.interfaces import IGate
 from sksd.server import certificate, listening, token
 from sksd.server.avatar import Avatar, Room
 from sksd.server.configuration import Configuration
-from sksd.server.door import DoorFactory
+from sksd.server.door import DoorFactory, TLSDoor
 from sksd.server.gate import UserGate
 from sksd.server.links import LinkDoor
 from sksd.server.login import GateChecker, LoginRoot, Realm
@@ -38,6 +37,9 @@ from sksd.wire.local import Note, read_note
 from sksd.wire.names import FEATURES, PROTOCOL
 
 log = Logger()
+
+#: Seconds after which the environments are looked at again, for the announcement.
+LOOK_AGAIN: Final = 300.0
 
 
 class Daemon(service.Service):
@@ -68,6 +70,8 @@ class Daemon(service.Service):
         self._portal = Portal(Realm(self._avatar), [GateChecker(gate)])
         self._door = DoorFactory(reactor, self._broker, self._link)
         self._publisher: Any = None
+        self._looking = task.LoopingCall(self._announce_environments)
+        self._looking.clock = reactor
         self._room = Room(configuration.max_kernels, self._running)
 
     # -- what the service is asked by twistd ------------------------------------------------------------------------
@@ -75,8 +79,7 @@ class Daemon(service.Service):
     def startService(self) -> None:
         """Listen, announce, and tell clients on this machine where."""
         super().startService()
-        tls = TLSMemoryBIOFactory(certificate.context_factory(self._identity), False, self._door, self._reactor)
-        tls.noisy = False
+        tls = TLSDoor(certificate.context_factory(self._identity), False, self._door, self._reactor)
         self._listening = self._reactor.adoptStreamPort(self._bound.fileno(), self._bound.family, tls)
         self._bound.close()
         note = Note(
@@ -101,6 +104,8 @@ class Daemon(service.Service):
         self._publisher = publisher(self._configuration, announcement, self.port, self._reactor)
         # Registering needs the running event loop.
         self._reactor.callWhenRunning(self._publisher.start)
+        if self._configuration.announce and self._configuration.announce_environments:
+            self._reactor.callWhenRunning(self._look)
         log.info("sksd {version} listens on port {port}", version=__version__, port=self.port)
         log.info("fingerprint {fingerprint}", fingerprint=self._identity.fingerprint)
         # Engines of an earlier daemon count from the start, and their proxy is listened to.
@@ -117,6 +122,8 @@ class Daemon(service.Service):
         if self._listening is not None:
             yield self._listening.stopListening()
         self._door.close_all()
+        if self._looking.running:
+            self._looking.stop()
         for proxy in self._proxies.values():
             proxy.disconnect()
         if self._publisher is not None:
@@ -165,6 +172,23 @@ class Daemon(service.Service):
     def _count(self) -> None:
         if self._publisher is not None:
             self._publisher.update(running=self._running())
+
+    def _look(self) -> None:
+        self._looking.start(LOOK_AGAIN).addErrback(
+            lambda failure: log.failure("the environments are no longer looked at", failure=failure)
+        )
+
+    @defer.inlineCallbacks
+    def _announce_environments(self) -> Any:
+        query = messages.EnvironmentsQuery()
+        try:
+            found = yield defer.ensureDeferred(
+                self._proxy(self._own_user()).call("environments", query, messages.Environments)
+            )
+        except SksdError as error:
+            log.info("the environments are not announced: {why}", why=str(error))
+        else:
+            self._publisher.update(environments=[each.name for each in found.environments])
 
     def _describe(self, user: str) -> messages.Host:
         memory = psutil.virtual_memory()

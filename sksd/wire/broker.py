@@ -162,9 +162,7 @@ class LimitedBroker(pb.Broker):
         except SksdError as error:
             return (envelope(error),)
         except Exception:
-            log_id = secrets.token_hex(4)
-            log.failure("call {name} failed, {log_id}", name=name[:64], log_id=log_id)
-            return (envelope(InternalError(log_id=log_id)),)
+            return (_internal(name),)
 
     def _plain(self, jellied: Any) -> Any:
         try:
@@ -180,6 +178,9 @@ class LimitedBroker(pb.Broker):
             self._sendAnswer(self.serialize(answer), request)
         except (banana.BananaError, TooLarge):
             self._sendAnswer(self.serialize((envelope(TooLarge(size="over 600000")),)), request)
+        except Exception:
+            # As more references than Perspective Broker keeps: the peer must not wait for an answer for ever.
+            self._sendAnswer(self.serialize((_internal("answer"),)), request)
 
     def sendEncoded(self, obj: Any) -> None:
         pieces: list[bytes] = []
@@ -201,7 +202,20 @@ class LimitedBroker(pb.Broker):
 
 def envelope(error: SksdError) -> dict[str, Any]:
     """`error` as it crosses the wire: {"error": {"code", "message", "fields"}}."""
-    return {"error": {"code": error.code, "message": str(error), "fields": dict(error.fields)}}
+    fields = {name: _utf8(value) if isinstance(value, str) else value for name, value in error.fields.items()}
+    return {"error": {"code": error.code, "message": _utf8(str(error)), "fields": fields}}
+
+
+def _utf8(text: str) -> str:
+    # A file's name in a sentence need not be.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _internal(name: str) -> dict[str, Any]:
+    """The envelope for an exception that is being handled and that nobody foresaw; the log gets the traceback."""
+    log_id = secrets.token_hex(4)
+    log.failure("call {name} failed, {log_id}", name=name[:64], log_id=log_id)
+    return envelope(InternalError(log_id=log_id))
 
 
 class BrokerFactory:

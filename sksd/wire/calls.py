@@ -9,14 +9,32 @@ from twisted.internet import defer
 from twisted.internet.interfaces import IReactorTime
 from twisted.spread import pb
 
-from sksd.errors import BadRequest, HostGone, SksdError, TimedOut, from_code
+from sksd.errors import BadAnswer, BadRequest, Field, HostGone, SksdError, TimedOut, from_code
 from sksd.wire.broker import LimitedBroker
-from sksd.wire.messages import plain, unpacked
+from sksd.wire.messages import Answer, plain, unpacked
 
 #: Seconds the other side has to answer a call.
 CALL_TIMEOUT: Final = 30.0
 
 M = TypeVar("M", bound=msgspec.Struct)
+
+
+class _Error(Answer):
+    """The error of an envelope (docs/protocol.md, "The broker")."""
+
+    code: str = ""
+    message: str = ""
+    fields: dict[str, Field] = {}
+
+
+def _opened(answer: object) -> tuple[dict[str, Any], pb.RemoteReference | None]:
+    """The envelope of an answer and the reference beside it; raises BadAnswer where the peer sent other things."""
+    match answer:
+        case (dict() as envelope,):
+            return envelope, None
+        case (dict() as envelope, pb.RemoteReference() as reference):
+            return envelope, reference
+    raise BadAnswer(problem="it is in no envelope")
 
 
 class Caller:
@@ -49,8 +67,8 @@ class Caller:
         *references: pb.Referenceable | None,
         timeout: float | None = None,
     ) -> M:
-        """`reference.name(request)` as an `answer`; raises the SksdError the other side sent, TimedOut after
-        `timeout` s, or `gone` when the connection is or goes down."""
+        """`reference.name(request)` as an `answer`; raises the SksdError the other side sent, BadAnswer,
+        TimedOut after `timeout` s, or `gone` when the connection is or goes down."""
         message, _ = await self.call_for(
             reference, name, request, answer, *references, timeout=timeout
         )
@@ -72,7 +90,7 @@ class Caller:
             broker = cast(LimitedBroker, reference.broker)
             waiting = broker.call(reference, name, plain(request), *given)
             waiting.addTimeout(seconds, cast(Any, self._clock))
-            envelope, *extra = await waiting
+            envelope, extra = _opened(await waiting)
         except UnicodeEncodeError:
             # A lone surrogate, as of an argument in Latin-1. Which text is not said: it may be a password.
             raise BadRequest(host=self.host, problem="a text in it is not valid Unicode") from None
@@ -84,12 +102,15 @@ class Caller:
             raise TimedOut(host=self.host, seconds=f"{seconds:g}") from None
         if "error" in envelope:
             raise self.error(envelope["error"])
-        return unpacked(answer, envelope.get("ok")), (extra[0] if extra else None)
+        return unpacked(answer, envelope.get("ok")), extra
 
     def error(self, sent: dict[str, Any]) -> SksdError:
-        """The error of an envelope, with this host's name in it."""
-        fields = {**sent.get("fields", {}), "host": self.host, **self._fields}
-        return from_code(str(sent.get("code", "")), str(sent.get("message", "")), fields)
+        """The error of an envelope, with this host's name in it. Raises BadAnswer."""
+        try:
+            said = msgspec.convert(sent, _Error)
+        except msgspec.ValidationError as wrong:
+            raise BadAnswer(problem=str(wrong)) from None
+        return from_code(said.code, said.message, {**said.fields, "host": self.host, **self._fields})
 
     def _lost(self, problem: str) -> SksdError:
         return self._gone(host=self.host, problem=problem, **self._fields)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 import msgspec
+
+from sksd import paths
+
+#: Bytes of a note.
+_LARGEST: Final = 65536
 
 
 class Note(msgspec.Struct, kw_only=True):
@@ -22,10 +28,8 @@ class Note(msgspec.Struct, kw_only=True):
 def read_note(path: Path) -> Note | None:
     """The note at `path`, or None when there is none, it is not the caller's own, or nobody lives who wrote it."""
     try:
-        if os.stat(path).st_uid != os.getuid():
-            return None
-        note = msgspec.json.decode(path.read_bytes(), type=Note)
+        note = msgspec.json.decode(paths.read_private(path, _LARGEST), type=Note)
         os.kill(note.pid, 0)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, OverflowError, UnicodeDecodeError, msgspec.MsgspecError):
         return None
     return note

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from msgspec import Meta
 
-from sksd.errors import BadRequest, Field
+from sksd.errors import BadAnswer, BadRequest, Field
 from sksd.wire.names import PROTOCOL
 
 Name = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00\n]*$")]
@@ -331,11 +331,11 @@ def packed(message: msgspec.Struct) -> list[bytes]:
 
 
 def unpacked(shape: type[M], value: object) -> M:
-    """An answer's chunks as a `shape`; raises BadRequest where it is something else."""
+    """An answer's chunks as a `shape`; raises BadAnswer where it is something else."""
     try:
         return msgspec.json.decode(b"".join(msgspec.convert(value, list[bytes])), type=shape)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadRequest(problem=f"its answer is malformed ({error})") from None
+        raise BadAnswer(problem=str(error)) from None
 
 
 def plain(message: msgspec.Struct) -> dict[str, Any]:

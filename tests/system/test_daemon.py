@@ -11,10 +11,12 @@ import sys
 from typing import Any
 
 from twisted.internet import defer, reactor, threads
+from zeroconf import Zeroconf
 
 from sksd import paths
-from sksd.client import session
+from sksd.client import discovery, session
 from sksd.errors import HostGone, LoginMethod, LoginRefused, TimedOut, Unreachable
+from sksd.server.door import STRANGERS_PER_ADDRESS
 from sksd.wire.local import read_note
 from tests.system.daemon import LIMIT, ROOT, DaemonCase, Local, until
 
@@ -49,6 +51,26 @@ class Starting(DaemonCase):
     async def test_twistd_plugin(self) -> None:
         daemon = await self.start(*TWISTD, "-n", "--pidfile=", "sksd", "--config", str(self.configuration))
         await self.works()
+        await self.stop(daemon)
+
+    async def test_environments_are_announced_where_that_was_asked_for(self) -> None:
+        name = f"announces {self.top.name}"
+        prefix = self.home / ".conda" / "envs" / "solver"
+        (prefix / "conda-meta").mkdir(parents=True)
+        (prefix / "conda-meta" / "history").touch()
+        self.configure(f"name = {name}\nlisten = 127.0.0.1\nannounce_environments = yes\n")
+        daemon = await self.start()
+        browser = discovery.Browser(
+            reactor, lambda _: None, lambda: Zeroconf(interfaces=["127.0.0.1"])
+        )
+        await browser.start()
+        try:
+            await until(
+                lambda: any(host.name == name and "solver" in host.environments for host in browser.found),
+                "the record tells of it",
+            )
+        finally:
+            await browser.stop()
         await self.stop(daemon)
 
     async def test_sksd_serve(self) -> None:
@@ -193,6 +215,21 @@ class Entering(DaemonCase):
         await self.stop(daemon)
         self.assertNotIn(b"Traceback", daemon.output)
         self.assertLess(len(daemon.output.splitlines()), 40)
+
+    async def test_too_many_strangers_are_hung_up_on(self) -> None:
+        daemon = await self.start()
+        note = self.note()
+        strangers = []
+        try:
+            for _ in range(STRANGERS_PER_ADDRESS):
+                strangers.append(socket.create_connection((note.address, note.port), LIMIT))
+            with socket.create_connection((note.address, note.port), LIMIT) as one_more:
+                self.assertEqual(await threads.deferToThread(one_more.recv, 1), b"")
+        finally:
+            for stranger in strangers:
+                stranger.close()
+        self.assertNotIn(b"Traceback", daemon.output)
+        await self.stop(daemon)
 
     async def test_old_tls_is_refused(self) -> None:
         daemon = await self.start()

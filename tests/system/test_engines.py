@@ -170,6 +170,17 @@ class Life(Running):
         first = await (await self.here.engine(engine.id)).log(0, 10)
         self.assertGreater(first.offset, 0)
 
+    async def test_log_size_of_the_configuration(self) -> None:
+        await self.stop(self.daemon)
+        self.configure("announce = no\nlisten = 127.0.0.1\n[kernels]\nlog_size = 64K\n")
+        self.daemon = await self.start()
+        self.here = await self.log_in()
+        engine = await self.spin_up(self.here)
+        log = paths.state() / "engines" / f"{engine.id}.log"
+        with open(log, "ab") as file:
+            file.write(b"x" * 500_000)
+        await until(lambda: log.stat().st_blocks * 512 <= 65536 + 8192, "the log is cut", 5)
+
     async def test_nobody_attached_ends_it_where_that_was_asked_for(self) -> None:
         engine = await self.spin_up(self.here, linger=0.3)
         await until(lambda: any(event.id == engine.id and event.state == DEAD for event in self.events), "it ends")
@@ -180,6 +191,13 @@ class Life(Running):
         self.assertIn(b"SPAM=eggs", environ)
         self.assertFalse([line for line in environ if line.startswith((b"HOME=", b"SKSD_", b"JPY_"))])
         self.assertEqual(os.readlink(f"/proc/{engine.pid}/cwd"), "/usr")
+
+    async def test_variable_that_is_not_utf8(self) -> None:
+        await self.stop(self.daemon)
+        self.environ["CAF\udce9"] = self.environ["PLACE"] = "caf\udce9"
+        self.daemon = await self.start()
+        self.here = await self.log_in()
+        await self.spin_up(self.here)
 
     async def test_limit(self) -> None:
         await self.stop(self.daemon)

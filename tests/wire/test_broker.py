@@ -9,7 +9,16 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.spread import pb
 from twisted.trial import unittest
 
-from sksd.errors import BadRequest, HostGone, InternalError, NoSuchEngine, TimedOut, TooLarge
+from sksd.errors import (
+    BadAnswer,
+    BadRequest,
+    EnvironmentBroken,
+    HostGone,
+    InternalError,
+    NoSuchEngine,
+    TimedOut,
+    TooLarge,
+)
 from sksd.wire import messages
 from sksd.wire.broker import DEPTH_LIMIT, LOGIN_BUDGET, MESSAGE_LIMIT, LimitedBroker, Remote
 from sksd.wire.calls import Caller
@@ -29,6 +38,9 @@ class Service(Remote):
 
     async def remote_refuse(self, request: dict[str, Any]) -> messages.Nothing:
         raise NoSuchEngine(engine="abc")
+
+    async def remote_no_utf8(self, request: dict[str, Any]) -> messages.Nothing:
+        raise EnvironmentBroken(name="bare", problem="it points to /b\udcffd")
 
     async def remote_break(self, request: dict[str, Any]) -> messages.Nothing:
         raise ZeroDivisionError("classified")
@@ -91,6 +103,40 @@ class Calls(unittest.TestCase):
         self.assertNotIn("classified", str(failure.value))
         [logged_error] = self.flushLoggedErrors(ZeroDivisionError)
         self.assertIn("classified", str(logged_error.value))
+
+    def test_file_name_that_is_not_utf8(self) -> None:
+        failure = self.failureResultOf(self.call("no_utf8"), EnvironmentBroken)
+        self.assertIn("/b\\udcffd", str(failure.value))
+
+    def test_more_references_than_a_broker_keeps(self) -> None:
+        self.patch(pb, "MAX_BROKER_REFS", 3)
+        kept = []
+        for _ in range(3):
+            another = self.caller.call_for(self.pair.root, "another", messages.Nothing(), messages.Nothing)
+            kept.append(defer.ensureDeferred(another))
+            self.pair.flush()
+        self.failureResultOf(self.call("another"), InternalError)
+        self.assertEqual(len(self.flushLoggedErrors(pb.Error)), 1)
+
+    def test_answers_that_no_sksd_sends(self) -> None:
+        for answer in (
+            None,
+            [],
+            (),
+            ("ok",),
+            ({"ok": []}, "no reference"),
+            ({"ok": [b"{"]},),
+            ({"ok": "text"},),
+            ({"error": None},),
+            ({"error": {"code": 7}},),
+            ({"error": {"code": "internal", "fields": {"problem": [1]}}},),
+        ):
+            self.patch(self.pair.client, "call", lambda *_, answer=answer: defer.succeed(answer))
+            self.failureResultOf(self.call("echo"), BadAnswer)
+
+    def test_any_name_of_a_field(self) -> None:
+        sent = {"code": "bad-name", "message": "", "fields": {"self": 1, "name": "x", "code": None}}
+        self.assertIn("x is not", str(self.caller.error(sent)))
 
     def test_missing_call(self) -> None:
         failure = self.failureResultOf(self.call("nonsense"), BadRequest)

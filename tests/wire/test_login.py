@@ -100,6 +100,28 @@ class Login(unittest.TestCase):
         self.assertEqual(error["code"], BadRequest.code)
         self.assertIn("colour", error["message"])
 
+    def test_guesses_sent_at_once_are_not_tried_at_once(self) -> None:
+        guesses = [self.login(user="ada", password=f"guess {number}") for number in range(ATTEMPTS + 3)]
+        for guess in guesses[1:]:
+            self.assertIsInstance(self.failureResultOf(guess).value, NotAllowed)
+        self.clock.advance(REFUSAL_DELAY)
+        self.pair.flush()
+        self.assertIsInstance(self.failureResultOf(guesses[0]).value, LoginRefused)
+
+    def test_no_guess_after_the_last(self) -> None:
+        for _ in range(ATTEMPTS):
+            refused = self.login(user="ada", password="guess")
+            self.clock.advance(REFUSAL_DELAY)
+            self.pair.flush()
+            self.failureResultOf(refused)
+        late = self.login(user="ada", password="lovelace")
+        self.assertIsInstance(self.failureResultOf(late).value, NotAllowed)
+        self.assertEqual(self.avatars, [])
+
+    def test_protocol_that_the_host_does_not_speak(self) -> None:
+        refused = self.login(user="ada", password="lovelace", protocol=7)
+        self.assertIsInstance(self.failureResultOf(refused).value, ProtocolMismatch)
+
     def test_right_password(self) -> None:
         mind = Remote()
         d = defer.ensureDeferred(
