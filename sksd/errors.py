@@ -191,7 +191,8 @@ class KnownHostsBroken(SksdError):
 
 
 class LoginRefused(SksdError):
-    """{host} does not accept this user and password."""
+    """{host} does not accept this user and password: check both (a user's own daemon takes the token that stands in
+    ~/.local/state/sksd/token there)."""
 
     code = "login-refused"
 

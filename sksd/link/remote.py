@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
-from sksd.errors import Field, SksdError, from_code
+from sksd.errors import SksdError
 from sksd.link.core import CHANNELS
 from sksd.link.limits import CONNECT_LIMIT, CONNECT_RETRY
 from sksd.link.link import Link
@@ -36,15 +36,9 @@ class RemoteEnd:
         self._over = False
         link.on_opened = self._opened
 
-    def engine_ended(self, code: str, message: str, fields: Mapping[str, Field]) -> None:
-        """The engine is gone for good: what it had said still goes out, then the other end is told why.
-
-        `code`, `message` and `fields` are those of an error, as `engine-ended` (sksd.errors).
-        """
-        self.end(from_code(code, message, fields))
-
     def end(self, error: SksdError | None = None) -> None:
-        """`engine_ended` with an error made already; None: the link is ended without one."""
+        """The engine is gone for good: what it had said still goes out, then the other end is told why, as by
+        EngineEnded (sksd.errors); None: the link is ended without a reason."""
         self._over = True
         self._link.finish(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -133,6 +134,7 @@ class Engine:
         """A new process on the same sockets, key and environment; returns when it is ready."""
         self._must_live()
         self._perform(self._life.restart(grace))
+        self._rest()
         await self._until_ready()
 
     async def stop(self, grace: float) -> None:
@@ -234,7 +236,8 @@ class Engine:
             record.identity = processes.identify(self._process.pid)
             records.save(record)
             self._logs.add(records.log_path(record.id))
-        except OSError as failed:
+        except (OSError, ValueError) as wrong:
+            failed = wrong if isinstance(wrong, OSError) else OSError(errno.EINVAL, str(wrong))
             log.warn("engine {id} cannot be started: {failed}", id=record.id, failed=failed)
             if self._process is not None and self._process.pid:
                 self._do_kill()

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from functools import partial
 from typing import Any, Final
 
@@ -42,6 +43,8 @@ log = Logger()
 #: Seconds without connection and engine after which the proxy ends; one that was just started has longer.
 LINGER: Final = 1.0
 FIRST_LINGER: Final = 20.0
+#: Seconds that a proxy which is starting waits for one that is ending.
+LOCK_LIMIT: Final = 5.0
 
 
 class Proxy:
@@ -153,14 +156,20 @@ def _answer(said: dict[str, Any]) -> None:
 
 def _lock() -> int:
     path = paths.runtime() / "proxy.lock"
+    end = time.monotonic() + LOCK_LIMIT
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ProxyFailed(user="this user", problem="another one is just starting") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except BlockingIOError:
+                # One that is just ending still holds it, for a moment.
+                if time.monotonic() > end:
+                    raise ProxyFailed(user="this user", problem="another one holds its lock") from None
+            time.sleep(0.02)
     except OSError as failed:
         raise CannotWrite(path=str(path), problem=failed.strerror or str(failed)) from None
-    return lock
 
 
 def main() -> None:

@@ -138,6 +138,9 @@ def _read(path: Path, secret: bool) -> bytes:
                     file=str(path), problem=f"others can read this key: say `chmod 600 {path}`"
                 )
             return file.read(_LARGEST)
+    except FileNotFoundError:
+        problem = "it is missing: put it back, or take away certificate and key, for new ones"
+        raise ConfigurationFile(file=str(path), problem=problem) from None
     except OSError as error:
         raise ConfigurationFile(file=str(path), problem=error.strerror or str(error)) from None
 

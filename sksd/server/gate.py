@@ -27,6 +27,9 @@ log = Logger()
 #: Seconds a proxy has from its start until it listens.
 START_TIMEOUT: Final = 20.0
 
+#: Bytes of the proxies' log; a longer one is put aside when a proxy starts, as proxy.log.1.
+LOG_LIMIT: Final = 1024 * 1024
+
 #: Never handed on to a user's processes.
 _OWN_VARIABLES: Final = ("SKSD_PASSWORD", "SKSD_CONF", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")
 
@@ -123,6 +126,9 @@ class UserGate:
         log_path = paths.private(paths.state()) / "proxy.log"
         with contextlib.ExitStack() as stack:
             try:
+                with contextlib.suppress(FileNotFoundError):
+                    if log_path.stat().st_size > LOG_LIMIT:
+                        os.replace(log_path, log_path.with_suffix(".log.1"))
                 log_file = stack.enter_context(open(log_path, "ab", opener=_opener))
                 nothing = stack.enter_context(open(os.devnull, "rb"))
             except OSError as failed:

@@ -18,6 +18,7 @@ from sksd.errors import BadAnswer, BadRequest, Field
 from sksd.wire.names import PROTOCOL
 
 Name = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00\n]*$")]
+Variable = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00\n=]*$")]
 Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00\n]*$")]
 Short = Annotated[str, Meta(max_length=255, pattern=r"^[^\x00\n]*$")]
 Secret = Annotated[str, Meta(max_length=4096)]
@@ -168,7 +169,7 @@ class SpinUp(Request):
     environment: Annotated[str, Meta(max_length=4096)]
     accepts: Accepts = []
     cwd: Path | None = None
-    variables: Annotated[dict[Name, Text | None], Meta(max_length=1000)] = {}
+    variables: Annotated[dict[Variable, Text | None], Meta(max_length=1000)] = {}
     linger: Seconds | None = None
     timeout: Annotated[float, Meta(gt=0, le=3600)] = 60.0
     label: Short = ""

@@ -119,7 +119,9 @@ class DaemonCase(unittest.TestCase):
         folders = {"XDG_CONFIG_HOME": "c", "XDG_STATE_HOME": "s", "XDG_RUNTIME_DIR": "r", "XDG_CACHE_HOME": "k"}
         for name in ("home", *folders.values()):
             (self.top / name).mkdir(mode=0o700)
-        environ = {key: value for key, value in os.environ.items() if not key.startswith(("SKSD_", "CONDA_"))}
+        # Warnings of libraries are for the process that tests, not for what people see.
+        others = ("SKSD_", "CONDA_", "PYTHONWARNINGS")
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(others)}
         environ |= {name: str(self.top / folder) for name, folder in folders.items()}
         environ |= {"HOME": str(self.home), "PYTHONPATH": str(ROOT)}
         self.environ = environ

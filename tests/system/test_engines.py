@@ -16,7 +16,7 @@ from twisted.trial import unittest
 
 from sksd import paths
 from sksd.client import session
-from sksd.errors import EngineEnded, KernelDied, NoSuchEngine, SksdError, TicketRefused
+from sksd.errors import BadRequest, EngineEnded, KernelDied, NoSuchEngine, SksdError, TicketRefused
 from sksd.link.hello import new_hello
 from sksd.link.link import Link
 from sksd.link.protocol import LinkConnection
@@ -239,6 +239,10 @@ class Refusals(Running):
         outcome = await self.here.spin_up(messages.SpinUp(environment=sys.prefix, accepts=accepts))
         self.assertEqual(outcome.outcome, INCOMPATIBLE)
         self.assertEqual(outcome.unmet[0].requirement, "spyder-kernels>=99")
+
+    async def test_variable_that_cannot_be(self) -> None:
+        with self.assertRaises(BadRequest):
+            await self.refused(environment=sys.prefix, variables={"A=B": "c"})
 
     async def test_folder_that_is_none(self) -> None:
         for cwd in ("/nonsense", "relative", "/etc/passwd"):

@@ -253,7 +253,7 @@ class KernelTests(TestCase):
         os.kill(self.kernel.pid, signal.SIGKILL)
         yield deferToThread(self.kernel.wait)
         assert self.joined.remote
-        self.joined.remote.engine_ended("engine-ended", "", {"engine": "e", "how": "killed by SIGKILL"})
+        self.joined.remote.end(EngineEnded(engine="e", how="killed by SIGKILL"))
         error = yield self.joined.near.when_ended().addTimeout(limits.FINISH_LIMIT - 1, reactor)
         self.assertIsInstance(error, EngineEnded)
         self.assertIn("killed by SIGKILL", str(error))

@@ -63,6 +63,7 @@ class TwoMachines(DaemonCase):
         daemon = await self.start(IP or "", "netns", "exec", self.host, *serve)
         token = {"SKSD_PASSWORD": paths.token().read_text().strip()}
         _, found = await self.says("hosts", "--json")
+        self.assertTrue(found.startswith("["), found)
         [host] = json.loads(found)
         self.assertEqual((host["name"], host["addresses"][0], host["alive"]), ("Big machine", "10.77.0.1", True))
         code, output = await self.says("run", "big machine", "-c", "6*7", **token)

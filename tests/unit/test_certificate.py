@@ -155,7 +155,7 @@ class LoadTests(SynchronousTestCase):
 
     def test_not_files(self) -> None:
         self.certificate.unlink()
-        self.refused(str(self.certificate), "No such file")
+        self.refused(str(self.certificate), "it is missing: put it back")
         os.mkfifo(self.certificate)
         self.refused("not an ordinary file")
 

@@ -185,7 +185,7 @@ class RemoteTests(TestCase):
         self.pair.settle()
         self.alive = False
         self.refuse()
-        self.remote.engine_ended("engine-ended", "", {"engine": "e", "how": "exit code 1"})
+        self.remote.end(EngineEnded(engine="e", how="exit code 1"))
         self.pair.settle()
         self.assertTrue(front.disconnecting)
         self.assertIsInstance(self.successResultOf(self.pair.near.when_ended()), EngineEnded)
@@ -200,7 +200,7 @@ class RemoteTests(TestCase):
         self.pair.settle()
         engine = self.clock.unixClients[-1][1].buildProtocol(None)
         engine.makeConnection(Wire())
-        self.remote.engine_ended("engine-ended", "", {"engine": "e", "how": "exit code 1"})
+        self.remote.end(EngineEnded(engine="e", how="exit code 1"))
         self.pair.settle()
         far_tap = next(iter(self.pair.far.taps.values()))
         far_tap.dataReceived(b"last words")
