@@ -5,7 +5,6 @@ It leaves the person's namespace as it was, and needs nothing there but IPython.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Final
 
@@ -114,10 +113,8 @@ finally:
 RESULT: Final = "__import__('IPython').get_ipython()._sksd"
 
 
-def _exec(snippet: str, **names: object) -> str:
-    # JSON is Python here: only strings and lists of strings are handed over.
-    given = ", ".join(f"{name!r}: {json.dumps(value)}" for name, value in names.items())
-    return f"exec(compile({snippet!r}, '<sksd>', 'exec'), {{{given}}})"
+def _exec(snippet: str, **names: str | list[str]) -> str:
+    return f"exec(compile({snippet!r}, '<sksd>', 'exec'), {names!r})"
 
 
 def capture() -> str:

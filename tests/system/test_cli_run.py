@@ -64,6 +64,9 @@ class Run(CommandCase):
         )  # fmt: skip
         command = await self.sksd("run", "local", sys.prefix, "-", stdin="print(1); 2")
         self.assertEqual(command.out, "1\n")
+        beyond = "import sys; print('\N{SNOWMAN}\N{ROCKET}', len('\N{ROCKET}'), sys.argv[1])"
+        command = await self.sksd("run", "local", sys.prefix, "-", "\N{ROCKET}", stdin=beyond)
+        self.assertEqual(command.out, "\N{SNOWMAN}\N{ROCKET} 1 \N{ROCKET}\n")
 
     async def test_exit_codes(self) -> None:
         engine = (await self.answer("start", "local", sys.prefix))["engine"]["id"]
