@@ -6,7 +6,9 @@ import contextlib
 import fcntl
 import os
 import platform
+import signal
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,6 +104,7 @@ class Daemon(service.Service):
             methods=tuple(self._gate.methods()),
         )
         self._publisher = publisher(self._configuration, announcement, self.port, self._reactor)
+        self._reactor.callWhenRunning(_end_once)
         # Registering needs the running event loop.
         self._reactor.callWhenRunning(self._publisher.start)
         if self._configuration.announce and self._configuration.announce_environments:
@@ -231,6 +234,22 @@ def prepare(reactor: Any, configuration: Configuration) -> Daemon:
         os.close(lock)
         raise
     return Daemon(reactor, configuration, identity, gate, tickets, bound, lock)
+
+
+def _end_once() -> None:
+    """Once ending has begun, further SIGINTs and SIGTERMs change nothing; the reactor would complain of each."""
+    ending = (signal.SIGINT, signal.SIGTERM)
+
+    def once(twisted: Any, number: int, frame: Any) -> None:
+        for each in ending:
+            # Not SIG_IGN: of a signal that is on its way already Python would complain.
+            signal.signal(each, lambda *_: None)
+        twisted(number, frame)
+
+    for each in ending:
+        handler = signal.getsignal(each)
+        if callable(handler):
+            signal.signal(each, partial(once, handler))
 
 
 def _lock() -> int:

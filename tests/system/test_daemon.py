@@ -78,6 +78,16 @@ class Starting(DaemonCase):
         await self.works()
         self.assertIn(await self.stop(daemon, signal.SIGINT), (0, -signal.SIGINT))
 
+    async def test_ended_by_somebody_in_a_hurry(self) -> None:
+        daemon = await self.start(sys.executable, "-m", "sksd", "serve")
+        await self.works()
+        for _ in range(5):
+            daemon.kill(signal.SIGINT)
+            daemon.kill(signal.SIGTERM)
+        await daemon.ended
+        self.assertNotIn(b"Traceback", daemon.output)
+        self.assertFalse(paths.daemon_note().exists())
+
     async def test_first_start_makes_private_files(self) -> None:
         daemon = await self.start()
         for name in ("certificate.pem", "key.pem", "token", "secret"):
