@@ -95,7 +95,8 @@ class Run(CommandCase):
 
     async def test_a_forked_child_is_no_second_kernel(self) -> None:
         # From Python 3.12 on a kernel, which has threads, is warned of forking.
-        text = "import os, warnings\nwarnings.simplefilter('ignore')\nchild = os.fork()\nif not child:\n    exit(3)\nprint(os.waitpid(child, 0)[1] >> 8)"
+        quiet = "import os, warnings\nwarnings.simplefilter('ignore')\n"
+        text = f"{quiet}child = os.fork()\nif not child:\n    exit(3)\nprint(os.waitpid(child, 0)[1] >> 8)"
         command = await self.sksd("run", "local", sys.prefix, self.script(text))
         self.assertEqual((command.out, command.err), ("3\n", ""))
         text = "import sys\nclass Odd:\n    def __str__(self): 1 / 0\nsys.exit(Odd())"
