@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar, cast
 
+import msgspec
 from twisted.internet import defer, endpoints, error, protocol
 from twisted.python.failure import Failure
 from twisted.spread import pb
@@ -27,6 +28,7 @@ CONNECT_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 2.0
 
 P = TypeVar("P", bound=protocol.Protocol)
+M = TypeVar("M", bound=msgspec.Struct)
 
 
 class Route(Protocol):
@@ -271,34 +273,34 @@ class EngineSession:
         self._caller = caller
         self._reference = reference
 
-    async def _call(self, name: str, request: Any, answer: type[Any], more: float = 0.0) -> Any:
+    async def _call(self, name: str, request: Any, answer: type[M], more: float = 0.0) -> M:
         """A call that may take `more` seconds than others."""
         timeout = self._caller.timeout + more
         return await self._caller.call(self._reference, name, request, answer, timeout=timeout)
 
     async def info(self) -> messages.Engine:
         """Its state now."""
-        return cast(messages.Engine, await self._call("info", messages.Nothing(), messages.Engine))
+        return await self._call("info", messages.Nothing(), messages.Engine)
 
     async def interrupt(self) -> messages.Engine:
         """SIGINT to what it computes."""
-        return cast(messages.Engine, await self._call("interrupt", messages.Nothing(), messages.Engine))
+        return await self._call("interrupt", messages.Nothing(), messages.Engine)
 
     async def restart(self, grace: float = 5.0) -> messages.Engine:
         """A new kernel in its place; returns when it is ready. Raises KernelDied, KernelSilent."""
         request = messages.Shutdown(engine=self.id, grace=grace)
-        return cast(messages.Engine, await self._call("restart", request, messages.Engine, grace + 60))
+        return await self._call("restart", request, messages.Engine, grace + 60)
 
     async def shutdown(self, grace: float = 5.0) -> messages.Engine:
         """End it; returns when it has ended."""
         request = messages.Shutdown(engine=self.id, grace=grace)
-        return cast(messages.Engine, await self._call("shutdown", request, messages.Engine, grace + 5))
+        return await self._call("shutdown", request, messages.Engine, grace + 5)
 
     async def log(self, offset: int = 0, limit: int = 65536) -> messages.LogPage:
         """A page of its log."""
         request = messages.LogQuery(engine=self.id, offset=offset, limit=limit)
-        return cast(messages.LogPage, await self._call("log", request, messages.LogPage))
+        return await self._call("log", request, messages.LogPage)
 
     async def ticket(self) -> messages.Ticket:
         """What opens a link to it."""
-        return cast(messages.Ticket, await self._call("ticket", messages.Nothing(), messages.Ticket))
+        return await self._call("ticket", messages.Nothing(), messages.Ticket)
