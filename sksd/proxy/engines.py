@@ -15,6 +15,7 @@ from sksd import paths
 from sksd.errors import BadFolder, CannotWrite, NoSuchEngine, SksdError
 from sksd.proxy import processes, records
 from sksd.proxy.engine import Engine, runtime_folder
+from sksd.proxy.kernels import MODULES
 from sksd.proxy.log import BoundedLogs
 from sksd.wire import messages
 from sksd.wire.names import DEAD
@@ -26,8 +27,6 @@ KEEP_DEAD: Final = 16
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH: Final = 10
 _CHANNELS: Final = ("shell", "iopub", "stdin", "control", "hb")
-#: How each kernel package is started; `{file}` is the connection file.
-_MODULES: Final = {"spyder-kernels": "spyder_kernels.console", "ipykernel": "ipykernel_launcher"}
 
 
 class Engines:
@@ -121,7 +120,7 @@ class Engines:
             linger=wish.linger,
             ready_within=wish.timeout,
             # Frozen modules would hide the standard library from the debugger.
-            arguments=[python, "-Xfrozen_modules=off", "-m", _MODULES[kernel.package], "-f", str(file)],
+            arguments=[python, "-Xfrozen_modules=off", "-m", MODULES[kernel.package], "-f", str(file)],
             variables=variables,
             connection=connection,
             runtime=str(folder),

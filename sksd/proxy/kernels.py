@@ -12,8 +12,10 @@ from sksd.errors import BadRequest
 from sksd.proxy.prefixes import CONDA, PIXI, Prefix, normalised
 from sksd.wire.messages import Accept, Kernel, Unmet
 
-#: What counts when the front end names nothing, the preferred first.
-ANY_KERNEL = (Accept(package="spyder-kernels"), Accept(package="ipykernel"))
+#: The packages that can be started, the preferred first, and the module of each that takes `-f CONNECTION_FILE`.
+MODULES = {"spyder-kernels": "spyder_kernels.console", "ipykernel": "ipykernel_launcher"}
+#: What counts when the front end names nothing.
+ANY_KERNEL = tuple(Accept(package=package) for package in MODULES)
 
 
 def choose_kernel(prefix: Prefix, accepts: Sequence[Accept] = ()) -> Kernel | list[Unmet]:
@@ -21,12 +23,14 @@ def choose_kernel(prefix: Prefix, accepts: Sequence[Accept] = ()) -> Kernel | li
 
     Called by a listing for its `fits`, and by spin_up, which turns the Unmets into "environment
     incompatible". An environment without Python lacks just that. Raises BadRequest for a range whose ends are
-    not versions.
+    not versions, and for a package that is not one of MODULES.
     """
     accepts = accepts or ANY_KERNEL
     unmet: list[Unmet] = []
     for accept in accepts:
         package = normalised(accept.package)
+        if package not in MODULES:
+            raise BadRequest(problem=f"{package} is no kernel that can be started: {' or '.join(MODULES)} is")
         found = prefix.packages.get(package) if prefix.python is not None else None
         inside = accepted(found or "0", accept)
         if found is not None and inside:

@@ -244,6 +244,11 @@ class Refusals(Running):
         with self.assertRaises(BadRequest):
             await self.refused(environment=sys.prefix, variables={"A=B": "c"})
 
+    async def test_package_that_is_no_kernel(self) -> None:
+        outcome = await self.refused(environment=sys.prefix, accepts=[messages.Accept(package="twisted")])
+        self.assertEqual(outcome.code, BadRequest.code)
+        self.assertIn("spyder-kernels or ipykernel", str(outcome.message))
+
     async def test_folder_that_is_none(self) -> None:
         for cwd in ("/nonsense", "relative", "/etc/passwd"):
             self.assertEqual((await self.refused(environment=sys.prefix, cwd=cwd)).code, "bad-folder", cwd)

@@ -468,7 +468,7 @@ class KernelTests(SynchronousTestCase):
 
     def test_bad_range(self) -> None:
         with self.assertRaises(BadRequest):
-            choose_kernel(self.prefix(), [Accept(package="x", low="one")])
+            choose_kernel(self.prefix(), [Accept(package="ipykernel", low="one")])
 
     @given(_versions, some.none() | _numbers, some.none() | _numbers)
     def test_any_range(self, version: str, low: str | None, high: str | None) -> None:
