@@ -238,15 +238,15 @@ def prepare(reactor: Any, configuration: Configuration) -> Daemon:
 
 def _end_once() -> None:
     """Once ending has begun, further SIGINTs and SIGTERMs change nothing; the reactor would complain of each."""
-    ending = (signal.SIGINT, signal.SIGTERM)
+    turns = [True]
 
     def once(twisted: Any, number: int, frame: Any) -> None:
-        for each in ending:
-            # Not SIG_IGN: of a signal that is on its way already Python would complain.
-            signal.signal(each, lambda *_: None)
-        twisted(number, frame)
+        # Popping is one step: a signal that arrives within this handler finds nothing left.
+        with contextlib.suppress(IndexError):
+            turns.pop()
+            twisted(number, frame)
 
-    for each in ending:
+    for each in (signal.SIGINT, signal.SIGTERM):
         handler = signal.getsignal(each)
         if callable(handler):
             signal.signal(each, partial(once, handler))
