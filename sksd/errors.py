@@ -366,6 +366,13 @@ class LinkProtocol(SksdError):
     code = "link-protocol"
 
 
+class ZmtpProtocol(SksdError):
+    """What is connected to a channel of the kernel broke ZeroMQ's protocol: {problem}. Front ends must speak ZMTP 3
+    without encryption (any libzmq from 4.0 does)."""
+
+    code = "zmtp-protocol"
+
+
 def _family(base: type[SksdError]) -> dict[str, type[SksdError]]:
     found = {base.code: base}
     for child in base.__subclasses__():

@@ -25,6 +25,7 @@ PURE = [
     "link/core.py",
     "link/hello.py",
     "link/chunks.py",
+    "link/zmtp.py",
     "proxy/lifecycle.py",
     "wire/messages.py",
     "wire/announcement.py",
