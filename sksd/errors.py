@@ -360,6 +360,12 @@ class LinkCut(SksdError):
     code = "link-cut"
 
 
+class LinkForgotten(SksdError):
+    """{host} no longer knows this link: another is made."""
+
+    code = "link-forgotten"
+
+
 class LinkProtocol(SksdError):
     """The other end of the link broke its protocol: {problem}."""
 

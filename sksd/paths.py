@@ -115,6 +115,11 @@ def proxy_socket() -> Path:
     return runtime() / "proxy.sock"
 
 
+def keeper_socket() -> Path:
+    """Where the caller's keeper listens."""
+    return runtime() / "keeper.sock"
+
+
 def executables() -> Path:
     """The folder of this interpreter's own executables."""
     return Path(sys.executable).parent

@@ -65,9 +65,7 @@ class Relay:
         self._stopping = False
 
     async def _open(self, timeout: float) -> None:
-        self._connection = await open_link(
-            self._reactor, self._route, lambda: _Connection(self._link), timeout
-        )
+        self._connection = await open_link(self._reactor, self._route, lambda: _Connection(self._link), timeout)
         welcomed = self._link.when_welcomed()
         try:
             await welcomed.addTimeout(timeout, self._reactor)
@@ -144,9 +142,7 @@ class _Folder:
             self.sockets = self.path / "s"
             self.sockets.mkdir(mode=0o700)
         except OSError as error:
-            raise CannotWrite(
-                host="this machine", path=str(parent), problem=error.strerror or str(error)
-            ) from None
+            raise CannotWrite(host="this machine", path=str(parent), problem=error.strerror or str(error)) from None
 
     def remove(self) -> None:
         """Harmless when done before."""

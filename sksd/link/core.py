@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, NamedTuple
 
-from sksd.errors import LinkCut, LinkProtocol, ProtocolMismatch, SksdError
+import msgspec
+
+from sksd.errors import LinkCut, LinkForgotten, LinkProtocol, ProtocolMismatch, SksdError
 from sksd.link import frames
 from sksd.link.chunks import Chunks, Piece
 from sksd.link.hello import (
@@ -29,9 +31,11 @@ from sksd.link.limits import (
     MAX_CREDIT,
     MAX_STREAM_ID,
     PING_INTERVAL,
+    PROBE_LIMIT,
     VERSION,
     Limits,
 )
+from sksd.link.retained import Retained
 
 CHANNELS: Final = ("shell", "iopub", "stdin", "control")
 _CHANNEL_OF: Final = {name.encode(): name for name in CHANNELS}
@@ -63,6 +67,13 @@ class Data(NamedTuple):
     data: bytes
 
 
+class Taken(NamedTuple):
+    """`size` more bytes of `stream` have left the other end's process."""
+
+    stream: int
+    size: int
+
+
 class Closed(NamedTuple):
     """The other end has closed `stream`: write what is left, close the local end, then report `closed`."""
 
@@ -81,6 +92,17 @@ class Resume(NamedTuple):
     stream: int
 
 
+class Cut(NamedTuple):
+    """The connection is of no more use, or gone: close it. The link goes on: the opening end connects anew and calls
+    `Core.reconnect`, the accepting one waits for `Core.resume`."""
+
+    problem: str
+
+
+class Resumed(NamedTuple):
+    """The link goes on over its new connection."""
+
+
 class Ended(NamedTuple):
     """The link is over, always the last action: pull what is left (a GOODBYE), then close the connection;
     after a GOODBYE of ours leave that to the other end, for a while.
@@ -91,7 +113,7 @@ class Ended(NamedTuple):
     error: SksdError | None
 
 
-Action = Greeted | Welcomed | Opened | Data | Closed | Pause | Resume | Ended
+Action = Greeted | Welcomed | Opened | Data | Taken | Closed | Pause | Resume | Cut | Resumed | Ended
 
 
 class _Stream:
@@ -128,6 +150,7 @@ class _Stream:
 
 _GREETING: Final = "greeting"
 _OPEN: Final = "open"
+_CUT: Final = "cut"
 _ENDED: Final = "ended"
 
 
@@ -148,13 +171,20 @@ class Core:
         self._last_opened = 0
         #: Streams that have something to send, in turn.
         self._ring: deque[_Stream] = deque()
+        #: Sequenced frames that need not wait for their stream's turn.
         self._urgent: deque[bytes] = deque()
+        self._retained = Retained()
+        self._hello = hello
+        #: HELLO or WELCOME, the first frame on each connection.
+        self._first: bytes | None = None if hello is None else hello_frame(hello)
+        self._welcomed = False
         self._goodbye: bytes | None = None
         #: This end has said GOODBYE: the other one closes the connection.
         self.said_goodbye = False
         self._finishing = False
         self._finish_error: SksdError | None = None
         self._ack_due = False
+        self._ping: bytes | None = None
         self._pong: bytes | None = None
         #: Sequenced bytes: produced, received as whole frames, what we have acknowledged, what they have.
         self.sent = 0
@@ -163,8 +193,8 @@ class Core:
         self.acknowledged = 0
         self._ticked = self._heard = self._pinged = now
         self._heard_since = False
-        if hello is not None:
-            self._urgent.append(hello_frame(hello))
+        #: Until when an answer to `probe` must be here.
+        self._probed: float | None = None
 
     # -- what the edge may ask ---------------------------------------------------------------------
 
@@ -177,6 +207,21 @@ class Core:
     def streams(self) -> list[int]:
         """The streams that are not over on both sides."""
         return list(self._streams)
+
+    def wants(self, number: int) -> bool:
+        """Whether less waits on a stream than its local end may bring at once. When not, `Resume` comes later."""
+        stream = self._streams.get(number)
+        return stream is not None and not stream.paused
+
+    @property
+    def is_cut(self) -> bool:
+        """There is no connection, and the link waits for one."""
+        return self._state == _CUT
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes kept to be sent again after a cut: at most about a window for each stream."""
+        return self._retained.size
 
     @property
     def held(self) -> int:
@@ -195,11 +240,7 @@ class Core:
         the link is over (drop the connection). Before WELCOME, what streams have to say waits."""
         if not self._opens or channel not in CHANNELS:
             raise ValueError(channel)
-        if (
-            self._state == _ENDED
-            or len(self._streams) >= self._limits.streams
-            or self._last_opened >= MAX_STREAM_ID
-        ):
+        if self._state == _ENDED or len(self._streams) >= self._limits.streams or self._last_opened >= MAX_STREAM_ID:
             return None
         self._last_opened += 1
         number = self._last_opened
@@ -251,7 +292,7 @@ class Core:
         """Accepting end, after `Greeted`: take the link."""
         if self._state == _GREETING and not self._opens:
             self._state = _OPEN
-            self._urgent.append(welcome_frame(Welcome()))
+            self._first = welcome_frame(Welcome())
         return []
 
     def end(self, error: SksdError | None) -> list[Action]:
@@ -271,18 +312,51 @@ class Core:
         """
         if self._state == _GREETING:
             return self.end(error)
-        if self._state == _OPEN and not self._finishing:
+        if self._state in (_OPEN, _CUT) and not self._finishing:
             self._finishing = True
             self._finish_error = error
         return []
 
     def cut(self, problem: str) -> list[Action]:
-        """The connection is gone. This version has no resuming: the link is over."""
-        if self._state == _ENDED:
+        """The connection is gone. A link that was never welcomed is over."""
+        if self._state == _OPEN or (self._state == _GREETING and self._welcomed):
+            self._state = _CUT
+            self._disconnect()
+            return [Cut(problem)]
+        if self._state == _GREETING:
+            return self._over(LinkCut(problem=problem))
+        return []
+
+    def reconnect(self, now: float) -> list[Action]:
+        """Opening end: there is a new connection. HELLO asks to go on; `Resumed` or `Ended` follows."""
+        if self._state == _CUT and self._hello is not None:
+            self._state = _GREETING
+            self._ticked = self._heard = now
+            again = msgspec.structs.replace(self._hello, resume=True, received=self.received)
+            self._first = hello_frame(again)
+        return []
+
+    def resume(self, hello: Hello, now: float) -> list[Action]:
+        """Accepting end: the client is back on a new connection, maybe before the loss of the old one was seen."""
+        if self._state == _OPEN:
+            self._disconnect()
+        if self._state not in (_OPEN, _CUT):
             return []
-        self._state = _ENDED
-        self._forget()
-        return [Ended(LinkCut(problem=problem))]
+        self._state = _OPEN
+        self._ticked = self._heard = self._pinged = now
+        self._first = welcome_frame(Welcome(resumed=True, received=self.received))
+        if not self._rewind(hello.received):
+            return self.end(LinkProtocol(problem=f"it has received {hello.received} of {self.sent} bytes"))
+        return [Resumed()]
+
+    def probe(self, now: float) -> list[Action]:
+        """The network may have changed: is the other end still there? Without an answer in PROBE_LIMIT seconds `tick`
+        cuts the connection."""
+        if self._state == _OPEN and self._probed is None:
+            self._probed = now + PROBE_LIMIT
+            self._heard_since = False
+            self._ping = _ping(now)
+        return []
 
     def tick(self, now: float) -> list[Action]:
         """Called every `limits.TICK` seconds: pings, late ACKs, and whether the other end is still there."""
@@ -294,14 +368,21 @@ class Core:
         if self._heard_since or asleep:
             self._heard_since = False
             self._heard = now
-        if now - self._heard >= DEAD_AFTER:
-            return self.cut(f"nothing was heard for {DEAD_AFTER:.0f} s")
+            if self._probed is not None and not asleep:
+                self._probed = None
+        if self._state == _CUT:
+            return []
+        if now - self._heard >= DEAD_AFTER or (self._probed is not None and now >= self._probed):
+            return self.cut(f"nothing was heard for {DEAD_AFTER if self._probed is None else PROBE_LIMIT:.0f} s")
         if self._state == _OPEN:
             if now - self._pinged >= PING_INTERVAL:
                 self._pinged = now
-                self._urgent.append(frames.encode(frames.PING, 0, frames.U64.pack(int(now * 1000) % 2**64)))
+                self._ping = _ping(now)
             if self.received > self._told:
                 self._ack_due = True
+            for stream in self._streams.values():
+                if stream.owed and not (stream.close_sent or stream.peer_closed):
+                    self._give(stream)
         return []
 
     # -- bytes -------------------------------------------------------------------------------------
@@ -314,44 +395,43 @@ class Core:
         pieces: list[Piece] = []
         actions: list[Action] = []
         size = self._pull_unsequenced(pieces)
-        if self._state == _OPEN:
-            ring = self._ring
-            while ring and size < limit:
-                size += self._pull_stream(ring.popleft(), pieces, actions)
-            if self._finishing and not ring and self._all_said():
-                actions += self.end(self._finish_error)
-                size += self._pull_unsequenced(pieces)
+        if self._state != _OPEN:
+            return pieces, actions
+        size += self._retained.replay(limit - size, pieces)
+        if self._retained.replaying:
+            return pieces, actions
+        while self._urgent:
+            frame = self._urgent.popleft()
+            self._send(len(frame), [frame], pieces)
+            size += len(frame)
+        ring = self._ring
+        while ring and size < limit:
+            size += self._pull_stream(ring.popleft(), pieces, actions)
+        if self._finishing and not ring and self._all_said():
+            actions += self.end(self._finish_error)
+            self._pull_unsequenced(pieces)
         return pieces, actions
 
     def _pull_unsequenced(self, pieces: list[Piece]) -> int:
-        """ACK, PONG and GOODBYE, and the small frames that need not wait for their stream's turn."""
+        """The greeting, ACK, PING, PONG and GOODBYE; while greeting nothing else may leave."""
         if self._goodbye is not None:
-            pieces.append(self._goodbye)
+            waiting = [self._goodbye]
             self._goodbye = None
-            return len(pieces[-1])
-        if self._state == _GREETING:
-            # Only HELLO may leave; the OPENs behind it wait for WELCOME.
-            if self._urgent and self._urgent[0][0] == frames.HELLO:
-                pieces.append(self._urgent.popleft())
-                return len(pieces[-1])
-            return 0
-        size = 0
-        if self._ack_due:
-            self._ack_due = False
-            self._told = self.received
-            pieces.append(frames.encode(frames.ACK, 0, frames.U64.pack(self.received)))
-            size += len(pieces[-1])
-        if self._pong is not None:
-            pieces.append(self._pong)
-            self._pong = None
-            size += len(pieces[-1])
-        while self._urgent:
-            frame = self._urgent.popleft()
-            pieces.append(frame)
-            size += len(frame)
-            if frame[0] >= frames.SEQUENCED:
-                self.sent += len(frame)
-        return size
+        else:
+            waiting = [frame for frame in (self._first, self._ping, self._pong) if frame is not None]
+            self._first = self._ping = self._pong = None
+            if self._ack_due:
+                self._ack_due = False
+                self._told = self.received
+                waiting.append(frames.encode(frames.ACK, 0, frames.U64.pack(self.received)))
+        pieces += waiting
+        return sum(map(len, waiting))
+
+    def _send(self, size: int, frame: list[Piece], pieces: list[Piece]) -> None:
+        """A sequenced frame leaves for the first time."""
+        pieces += frame
+        self._retained.append(size, frame)
+        self.sent += size
 
     def _pull_stream(self, stream: _Stream, pieces: list[Piece], actions: list[Action]) -> int:
         """One frame of `stream`, and its place at the end of the ring if there is more."""
@@ -361,10 +441,11 @@ class Core:
         if out.size:
             count = min(self._limits.payload, stream.credit, out.size)
             if count > 0:
-                pieces.append(frames.header(frames.DATA, stream.number, count))
-                out.take(count, pieces)
+                frame: list[Piece] = [frames.header(frames.DATA, stream.number, count)]
+                out.take(count, frame)
                 stream.credit -= count
                 size = frames.HEADER.size + count
+                self._send(size, frame, pieces)
                 if stream.paused and out.size <= self._limits.queue // 2:
                     stream.paused = False
                     actions.append(Resume(stream.number))
@@ -372,12 +453,11 @@ class Core:
                 stream.queued = True
                 self._ring.append(stream)
         elif stream.closing and not stream.close_sent:
-            pieces.append(frames.encode(frames.CLOSE, stream.number))
             size = frames.HEADER.size
+            self._send(size, [frames.encode(frames.CLOSE, stream.number)], pieces)
             stream.close_sent = True
             if stream.peer_closed:
                 del self._streams[stream.number]
-        self.sent += size
         return size
 
     def _all_said(self) -> bool:
@@ -385,7 +465,7 @@ class Core:
 
     def bytes_received(self, data: bytes) -> list[Action]:
         """The connection brought `data`, cut anywhere."""
-        if self._state == _ENDED:
+        if self._state in (_ENDED, _CUT):
             return []
         # While greeting, a trickle of bytes is no sign of life.
         self._heard_since = self._state == _OPEN
@@ -398,7 +478,7 @@ class Core:
                     self._greeting(frame, actions)
                 else:
                     self._unsequenced(frame, actions)
-                if self.ended:
+                if self._state in (_ENDED, _CUT):
                     break
         except (LinkProtocol, ProtocolMismatch) as error:
             actions += self.end(error)
@@ -411,9 +491,13 @@ class Core:
             welcome = read_body(Welcome, frame.body)
             if welcome.version != VERSION:
                 raise ProtocolMismatch(theirs=welcome.version, ours=VERSION)
+            if self._welcomed:
+                self._other_resumes(welcome, actions)
+                return
             if welcome.resumed:
                 raise LinkProtocol(problem="it resumes a link that is new")
             self._state = _OPEN
+            self._welcomed = True
             actions.append(Welcomed(welcome))
         elif not self._opens and frame.kind == frames.HELLO and not self._last_opened:
             hello = read_hello(frame.body)
@@ -423,12 +507,30 @@ class Core:
         else:
             raise LinkProtocol(problem=f"a frame of kind {frame.kind} instead of a greeting")
 
+    def _other_resumes(self, welcome: Welcome, actions: list[Action]) -> None:
+        if not welcome.resumed:
+            actions += self._over(LinkForgotten())
+            return
+        self._state = _OPEN
+        if not self._rewind(welcome.received):
+            raise LinkProtocol(problem=f"it has received {welcome.received} of {self.sent} bytes")
+        actions.append(Resumed())
+
+    def _rewind(self, received: int) -> bool:
+        """The other end has had `received` of what we sent; the rest is sent again."""
+        if not self.acknowledged <= received <= self.sent:
+            return False
+        self.acknowledged = received
+        self._told = self.received
+        return self._retained.rewind(received)
+
     def _unsequenced(self, frame: frames.Frame, actions: list[Action]) -> None:
         if frame.kind == frames.ACK:
             (count,) = frames.U64.unpack(frame.body)
             if not self.acknowledged <= count <= self.sent:
                 raise LinkProtocol(problem=f"ACK of {count} bytes, {self.sent} were sent")
             self.acknowledged = count
+            self._retained.release(count)
         elif frame.kind == frames.PING:
             # One PONG for many PINGs: the other end cannot make us queue.
             self._pong = frames.encode(frames.PONG, 0, frame.body)
@@ -438,10 +540,12 @@ class Core:
             raise LinkProtocol(problem=f"a second greeting, of kind {frame.kind}")
 
     def _other_ended(self, frame: frames.Frame, actions: list[Action]) -> None:
-        error = read_goodbye(frame.body)
+        actions += self._over(read_goodbye(frame.body))
+
+    def _over(self, error: SksdError | None) -> list[Action]:
         self._state = _ENDED
         self._forget()
-        actions.append(Ended(error))
+        return [Ended(error)]
 
     def _sequenced(self, frame: frames.Frame, actions: list[Action]) -> None:
         if self._state != _OPEN:
@@ -473,6 +577,7 @@ class Core:
             if stream.out.size and not stream.queued:
                 stream.queued = True
                 self._ring.append(stream)
+            actions.append(Taken(number, count))
         else:
             self._other_closed(stream, actions)
 
@@ -509,13 +614,26 @@ class Core:
             return
         stream.owed += count
         if stream.owed * 2 >= self._limits.window:
-            stream.allow += stream.owed
-            self._urgent.append(frames.encode(frames.WINDOW, stream.number, frames.U32.pack(stream.owed)))
-            stream.owed = 0
+            self._give(stream)
+
+    def _give(self, stream: _Stream) -> None:
+        stream.allow += stream.owed
+        self._urgent.append(frames.encode(frames.WINDOW, stream.number, frames.U32.pack(stream.owed)))
+        stream.owed = 0
+
+    def _disconnect(self) -> None:
+        """Drop what belongs to the connection alone: half a frame, and what is said anew on the next one."""
+        self._decoder = frames.Decoder()
+        self._first = self._ping = self._pong = self._probed = None
+        self._ack_due = self._heard_since = False
 
     def _forget(self) -> None:
+        self._disconnect()
         self._streams.clear()
         self._ring.clear()
         self._urgent.clear()
-        self._ack_due = False
-        self._pong = None
+        self._retained.clear()
+
+
+def _ping(now: float) -> bytes:
+    return frames.encode(frames.PING, 0, frames.U64.pack(int(now * 1000) % 2**64))

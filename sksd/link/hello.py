@@ -6,7 +6,7 @@ The daemon needs nothing of a link but this module (docs/link.md, "Through the d
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -20,12 +20,19 @@ from sksd.wire.messages import Answer, Count, Short
 DONE: Final = "done"
 
 
+#: Where a new link's iopub begins: with what no front end has had, with what comes, with all there is.
+MISSED: Final = "missed"
+NOW: Final = "now"
+START: Final = "start"
+
+
 class Hello(Answer, kw_only=True):
     """The client's first frame, the only one that the daemon reads.
 
     `link`: 16 random bytes in hex, the same for all connections of one link. `received`: sequenced bytes that
     this end has had of the other on that link. `resume`: go on with that link, or end. Between daemon and
-    proxy `ticket` is empty and `engine` names the engine; from a client `engine` is ignored.
+    proxy `ticket` is empty and `engine` names the engine; from a client `engine` is ignored. `replay`: MISSED, NOW or
+    START. `watch`: this is no front end: it only looks on, and what it gets counts as missed still.
     """
 
     version: int = VERSION
@@ -35,6 +42,8 @@ class Hello(Answer, kw_only=True):
     resume: bool = False
     client: Short = ""
     engine: Annotated[str, Meta(pattern=r"\A[a-z0-9]{0,32}\Z")] = ""
+    replay: Literal["missed", "now", "start"] = "missed"
+    watch: bool = False
 
 
 class Welcome(Answer):

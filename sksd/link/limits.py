@@ -27,7 +27,9 @@ WRITE: Final = 128 * 1024
 ACK_EVERY: Final = 256 * 1024
 TICK: Final = 1.0
 PING_INTERVAL: Final = 5.0
-DEAD_AFTER: Final = 15.0
+DEAD_AFTER: Final = 14.0
+#: How long the other end has to answer when the network may have changed.
+PROBE_LIMIT: Final = 3.0
 
 #: How long an end waits for queued bytes to leave before it says GOODBYE, and for GOODBYE itself to leave.
 FINISH_LIMIT: Final = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -16,12 +16,15 @@ from sksd.link.core import (
     Action,
     Closed,
     Core,
+    Cut,
     Data,
     Ended,
     Greeted,
     Opened,
     Pause,
     Resume,
+    Resumed,
+    Taken,
     Welcomed,
 )
 from sksd.link.hello import Hello
@@ -31,12 +34,29 @@ from sksd.link.tap import Tap
 T = TypeVar("T")
 
 
+class End(Protocol):
+    """The local end of a stream (sksd.link.tap at the relay)."""
+
+    def deliver(self, data: bytes) -> None:
+        """Bytes for the local end; it calls `Link.local_drained` once they have left."""
+
+    def read(self, reading: bool) -> None:
+        """Go on giving the link bytes, or give it none for now."""
+
+    def taken(self, size: int) -> None:
+        """`size` bytes more have left the other end's process."""
+
+    def finish(self) -> None:
+        """The other end has closed the stream: write what is left, then call `Link.local_closed`."""
+
+
 class Link:
     """One end of a link. Make it with `opening` (relay) or `accepting` (proxy), then connect it with a
     `sksd.link.protocol.LinkConnection`.
 
-    `on_opened(stream, channel)` is called at the accepting end for each stream; whoever sets it makes a
-    `Tap` and puts it into `taps`. All methods must be called in the reactor's thread.
+    `on_opened(stream, channel)` is called at the accepting end for each stream; whoever sets it makes an `End` and
+    puts it into `taps`. `on_cut(problem)` and `on_resumed()` are called when the connection is lost, and when the
+    link goes on over another. All methods must be called in the reactor's thread.
     """
 
     _log = Logger()
@@ -44,8 +64,12 @@ class Link:
     def __init__(self, clock: IReactorTime, core: Core) -> None:
         self._clock = clock
         self.core = core
-        self.taps: dict[int, Tap] = {}
+        self.taps: dict[int, End] = {}
         self.on_opened: Callable[[int, str], None] | None = None
+        self.on_cut: Callable[[str], None] | None = None
+        self.on_resumed: Callable[[], None] | None = None
+        #: Since when (the clock's seconds) there is no connection.
+        self.cut_since: float | None = None
         self._on_hello: Callable[[Link, Hello], None] | None = None
         self._transport: Any = None
         self._full = False
@@ -70,8 +94,8 @@ class Link:
     def accepting(
         cls, clock: IReactorTime, on_hello: Callable[[Link, Hello], None], limits: Limits | None = None
     ) -> Link:
-        """The proxy's end. `on_hello(link, hello)` is called once: it looks up `hello.engine` and makes a
-        `sksd.link.remote.RemoteEnd`, or raises a SksdError, which the other end is told."""
+        """The engine's end. `on_hello(link, hello)` is called once: it looks up `hello.engine` and sets `on_opened`, or
+        raises a SksdError, which the other end is told."""
         link = cls(clock, Core(clock.seconds(), None, limits))
         link._on_hello = on_hello
         return link
@@ -112,12 +136,12 @@ class Link:
         """The link is over."""
         return self._is_ended
 
-    def finish(self, error: SksdError | None = None) -> None:
-        """End the link once all streams are closed and sent, at the latest after FINISH_LIMIT seconds."""
+    def finish(self, error: SksdError | None = None, limit: float | None = FINISH_LIMIT) -> None:
+        """End the link once all streams are closed and sent, after a cut too; at the latest after `limit` seconds."""
         self._do(self.core.finish(error))
-        if not self._is_ended:
-            limit = self._clock.callLater(FINISH_LIMIT, self.end, error)
-            self.when_ended().addCallback(lambda _: limit.cancel() if limit.active() else None)
+        if not self._is_ended and limit is not None:
+            late = self._clock.callLater(limit, self.end, error)
+            self.when_ended().addCallback(lambda _: late.cancel() if late.active() else None)
 
     def end(self, error: SksdError | None = None) -> None:
         """End the link now: GOODBYE with `error`."""
@@ -126,32 +150,57 @@ class Link:
     # -- the connection (sksd.link.protocol) -------------------------------------------------------
 
     def connected(self, transport: Any) -> None:
-        """A connection is there."""
+        """A connection is there: the first one, or at the opening end one after a cut."""
+        self._begin(transport)
+        self._do(self.core.reconnect(self._clock.seconds()))
+
+    def resumed(self, transport: Any, hello: Hello) -> None:
+        """Accepting end: the client is back with `hello`; an older connection, if there is one, is of no more use."""
+        self._drop()
+        self._begin(transport)
+        self._do(self.core.resume(hello, self._clock.seconds()))
+
+    def received(self, transport: Any, data: bytes) -> None:
+        """The connection brought bytes."""
+        if transport is self._transport:
+            self._do(self.core.bytes_received(data))
+
+    def room(self, transport: Any, has_room: bool) -> None:
+        """The transport can take bytes, or has enough of them."""
+        if transport is self._transport:
+            self._full = not has_room
+            if has_room:
+                self._pump()
+
+    def disconnected(self, transport: Any, problem: str) -> None:
+        """The connection is lost."""
+        if transport is self._transport:
+            self._release()
+            self._do(self.core.cut(problem))
+            self._tell_closed()
+
+    def probe(self) -> None:
+        """The network may have changed: find out soon whether the connection still works."""
+        self._do(self.core.probe(self._clock.seconds()))
+
+    def _begin(self, transport: Any) -> None:
         self._transport = transport
         self._full = False
         self._ticking.start(TICK, now=False)
-        self._pump()
 
-    def received(self, data: bytes) -> None:
-        """The connection brought bytes."""
-        self._do(self.core.bytes_received(data))
+    def _drop(self) -> None:
+        """Close the connection at once, without a word."""
+        transport = self._transport
+        if transport is not None:
+            self._release()
+            transport.abortConnection()
 
-    def room(self, has_room: bool) -> None:
-        """The transport can take bytes, or has enough of them."""
-        self._full = not has_room
-        if has_room:
-            self._pump()
-
-    def disconnected(self, problem: str) -> None:
-        """The connection is lost. When links learn to resume, this is where the core stays and waits for
-        another `connected`."""
+    def _release(self) -> None:
         self._transport = None
         if self._ticking.running:
             self._ticking.stop()
         if self._abort is not None and self._abort.active():
             self._abort.cancel()
-        self._do(self.core.cut(problem))
-        self._tell_closed()
 
     def open_tap(self, channel: str) -> Tap | None:
         """Opening end: a stream for a front end that has just connected to `channel`, None when none is to be
@@ -168,6 +217,10 @@ class Link:
     def local_data(self, stream: int, data: bytes) -> None:
         """A local socket brought bytes."""
         self._do(self.core.data(stream, data))
+
+    def wants(self, stream: int) -> bool:
+        """Whether `local_data` for `stream` would not only pile up here; `read(True)` tells when it may again."""
+        return self.core.wants(stream)
 
     def local_drained(self, stream: int, count: int) -> None:
         """A local socket has taken bytes."""
@@ -224,6 +277,10 @@ class Link:
                 tap = self.taps.get(stream)
                 if tap is not None:
                     tap.read(isinstance(action, Resume))
+            case Taken(stream, size):
+                tap = self.taps.get(stream)
+                if tap is not None:
+                    tap.taken(size)
             case Opened(stream, channel):
                 if self.on_opened is None:
                     self._todo += self.core.closed(stream)
@@ -241,6 +298,15 @@ class Link:
                 self._is_welcomed = True
                 for waiting in _all_of(self._welcomed):
                     waiting.callback(None)
+            case Cut(problem):
+                self._drop()
+                self.cut_since = self._clock.seconds()
+                if self.on_cut is not None:
+                    self.on_cut(problem)
+            case Resumed():
+                self.cut_since = None
+                if self.on_resumed is not None:
+                    self.on_resumed()
             case Ended(error):
                 self._over(error)
 

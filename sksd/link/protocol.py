@@ -11,6 +11,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from sksd.link.hello import Hello
 from sksd.link.limits import WRITE
 from sksd.link.link import Link
 from sksd.wire.handshake import socket_of
@@ -18,40 +19,44 @@ from sksd.wire.handshake import socket_of
 
 @implementer(IPushProducer)
 class LinkConnection(Protocol):
-    """The connection of `link`, at either end: over TLS at the relay, on a UNIX socket at the proxy.
+    """One connection of `link`: over TLS at the relay, on a UNIX socket at the engine's end.
 
-    The relay's factory builds it; the proxy makes it when it has read PREAMBLE_LINK, calls `makeConnection`
-    and gives it the bytes after that line through `dataReceived`.
+    With `hello` it is the accepting end's, after the HELLO with which the client asks to go on.
     """
 
     #: Any stream transport of Twisted.
     transport: Any
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, hello: Hello | None = None) -> None:
         self.link = link
+        self._hello = hello
 
     def connectionMade(self) -> None:
-        """The transport is there: HELLO goes out, or is waited for."""
+        """The transport is there: HELLO goes out, or is answered."""
         tune(self.transport)
         self.transport.registerProducer(self, True)
-        self.link.connected(self.transport)
+        if self._hello is None:
+            self.link.connected(self.transport)
+        else:
+            self.link.resumed(self.transport, self._hello)
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes of the other end."""
-        self.link.received(data)
+        self.link.received(self.transport, data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The transport is gone."""
         closed = reason.check(ConnectionDone) is not None
-        self.link.disconnected("the connection was closed" if closed else "the connection broke")
+        problem = "the connection was closed" if closed else "the connection broke off"
+        self.link.disconnected(self.transport, problem)
 
     def pauseProducing(self) -> None:
         """The transport has enough."""
-        self.link.room(False)
+        self.link.room(self.transport, False)
 
     def resumeProducing(self) -> None:
         """The transport can take more."""
-        self.link.room(True)
+        self.link.room(self.transport, True)
 
     def stopProducing(self) -> None:
         """The connection is being lost; connectionLost tells the rest."""

@@ -26,9 +26,7 @@ class RemoteEnd:
     end says meanwhile waits.
     """
 
-    def __init__(
-        self, reactor: Any, link: Link, info: Mapping[str, str | int], is_alive: Callable[[], bool]
-    ) -> None:
+    def __init__(self, reactor: Any, link: Link, info: Mapping[str, str | int], is_alive: Callable[[], bool]) -> None:
         self._reactor = reactor
         self._link = link
         self._endpoints = {channel: _endpoint(reactor, info, channel) for channel in CHANNELS}
@@ -65,9 +63,7 @@ def _endpoint(reactor: Any, info: Mapping[str, str | int], channel: str) -> IStr
 class _Dial:
     """Tries to connect `tap` until it works, `may_dial` says no, or the time is over."""
 
-    def __init__(
-        self, reactor: Any, endpoint: IStreamClientEndpoint, tap: Tap, may_dial: Callable[[], bool]
-    ) -> None:
+    def __init__(self, reactor: Any, endpoint: IStreamClientEndpoint, tap: Tap, may_dial: Callable[[], bool]) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
         self._tap = tap

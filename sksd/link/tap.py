@@ -111,6 +111,9 @@ class Tap(Protocol):
             else:
                 self.transport.pauseProducing()
 
+    def taken(self, size: int) -> None:
+        """Nothing to do: what was read is forgotten as soon as the link has it."""
+
     def finish(self) -> None:
         """Close the local end once it has taken everything."""
         self._ending = True

@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 from twisted.spread import pb
 
 from sksd import __version__
-from sksd.proxy import log as engine_log
-from sksd.proxy import records
-from sksd.proxy.engine import Engine
+from sksd.proxy.keeper import Keeper
 from sksd.proxy.spin_up import SpinningUp
 from sksd.wire import messages
 from sksd.wire.broker import Remote
 from sksd.wire.calls import tell
-from sksd.wire.names import DEAD, PROTOCOL
+from sksd.wire.names import PROTOCOL
+
+#: Seconds that a call may take in the keeper beyond what the kernel itself is given.
+_MARGIN: Final = 25.0
 
 
 class ProxyRoot(Remote):
-    """One daemon's connection. `configure` takes what its configuration says, `listen` who is told of events."""
+    """One daemon's connection. `configure` takes what its configuration says, `listen` who is told of events.
+
+    What concerns an engine that runs goes on to the keeper.
+    """
 
     def __init__(
         self,
         spinning: SpinningUp,
-        configure: Callable[[messages.Settings], None],
+        keeper: Keeper,
+        configure: Callable[[messages.Settings], Awaitable[None]],
         listen: Callable[[pb.RemoteReference], None],
         pid: int,
     ) -> None:
         self._spinning = spinning
-        self._engines = spinning.engines
+        self._keeper = keeper
         self._configure = configure
         self._listen = listen
         self._pid = pid
 
-    async def remote_settings(
-        self, request: dict[str, Any], listener: pb.RemoteReference
-    ) -> messages.ProxyInfo:
+    async def remote_settings(self, request: dict[str, Any], listener: pb.RemoteReference) -> messages.ProxyInfo:
         """The first call: what the configuration says. `listener` is told of events from then on."""
-        self._configure(messages.read(messages.Settings, request))
+        await self._configure(messages.read(messages.Settings, request))
         self._listen(listener)
-        return messages.ProxyInfo(
-            protocol=PROTOCOL,
-            version=__version__,
-            pid=self._pid,
-            engines=[engine.describe() for engine in self._engines.all()],
-        )
+        found = await self.remote_engines({})
+        return messages.ProxyInfo(protocol=PROTOCOL, version=__version__, pid=self._pid, engines=found.engines)
 
     async def remote_environments(self, request: dict[str, Any]) -> messages.Environments:
         """All environments, read afresh."""
@@ -66,56 +65,33 @@ class ProxyRoot(Remote):
 
     async def remote_engines(self, request: dict[str, Any]) -> messages.Engines:
         """All engines, oldest first."""
-        return messages.Engines(engines=[engine.describe() for engine in self._engines.all()])
-
-    def _engine(self, request: dict[str, Any]) -> Engine:
-        return self._engines.get(messages.read(messages.EngineQuery, request).engine)
+        return await self._keeper.call("engines", messages.Nothing(), messages.Engines)
 
     async def remote_info(self, request: dict[str, Any]) -> messages.Engine:
         """One engine."""
-        return self._engine(request).describe()
+        return await self._keeper.call("info", messages.read(messages.EngineQuery, request), messages.Engine)
 
     async def remote_interrupt(self, request: dict[str, Any]) -> messages.Engine:
         """SIGINT."""
-        engine = self._engine(request)
-        engine.interrupt()
-        return engine.describe()
+        return await self._keeper.call("interrupt", messages.read(messages.EngineQuery, request), messages.Engine)
 
     async def remote_restart(self, request: dict[str, Any]) -> messages.Engine:
         """A new process in the old one's place."""
         query = messages.read(messages.Shutdown, request)
-        engine = self._engines.get(query.engine)
-        await engine.restart(query.grace)
-        return engine.describe()
+        return await self._keeper.call("restart", query, messages.Engine, timeout=query.grace + 60 + _MARGIN)
 
     async def remote_shutdown(self, request: dict[str, Any]) -> messages.Engine:
         """End it; one that is dead is listed no longer."""
         query = messages.read(messages.Shutdown, request)
-        engine = self._engines.get(query.engine)
-        await engine.stop(query.grace)
-        self._engines.forget(query.engine)
-        return engine.describe()
+        return await self._keeper.call("shutdown", query, messages.Engine, timeout=query.grace + _MARGIN)
 
     async def remote_log(self, request: dict[str, Any]) -> messages.LogPage:
-        """A page of an engine's log; of a dead one, its last words."""
-        query = messages.read(messages.LogQuery, request)
-        engine = self._engines.get(query.engine)
-        if engine.state == DEAD:
-            words = engine.last_words.encode()
-            start = max(0, len(words) + query.offset) if query.offset < 0 else query.offset
-            data, size = words[start : start + query.limit], len(words)
-        else:
-            data, start, size = engine_log.read_log(records.log_path(query.engine), query.offset, query.limit)
-        after = start + len(data)
-        return messages.LogPage(
-            text=data.decode("utf-8", "replace"), offset=start, next=after, end=after >= size
-        )
+        """A page of an engine's log."""
+        return await self._keeper.call("log", messages.read(messages.LogQuery, request), messages.LogPage)
 
     async def remote_ticket(self, request: dict[str, Any]) -> messages.Ticket:
         """What a link's local end needs to know; the daemon puts the ticket itself in."""
-        engine = self._engine(request)
-        connection = engine.record.connection
-        return messages.Ticket(ticket="", engine=engine.record.id, key=str(connection["key"]), kernel_name="")
+        return await self._keeper.call("ticket", messages.read(messages.EngineQuery, request), messages.Ticket)
 
 
 class Listeners:
@@ -129,7 +105,7 @@ class Listeners:
         self._listeners.add(listener)
         listener.broker.notifyOnDisconnect(lambda: self._listeners.discard(listener))
 
-    def changed(self, engine: Engine) -> None:
-        """Called at every new state of an engine."""
+    def told(self, event: messages.Event) -> None:
+        """Called with each event of the keeper."""
         for listener in list(self._listeners):
-            tell(listener, "event", messages.Event(event="engine", engine=engine.describe()))
+            tell(listener, "event", event)

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-
-from twisted.logger import Logger
+from typing import Final
 
 from sksd import paths
 from sksd.proxy.activation import Activations
-from sksd.proxy.engines import Engines
 from sksd.proxy.environments import find_environment, list_environments
-from sksd.proxy.kernels import choose_kernel, shortcoming
+from sksd.proxy.keeper import Keeper
+from sksd.proxy.kernels import MODULES, choose_kernel, shortcoming
 from sksd.proxy.prefixes import PrefixReader
 from sksd.proxy.sources import Sources
 from sksd.wire import messages
-from sksd.wire.names import INCOMPATIBLE, STARTED
+from sksd.wire.names import CONNECTION_FILE, INCOMPATIBLE, STARTED
 
-log = Logger()
+#: Seconds that a start may take in the keeper beyond what the kernel itself is given.
+_MARGIN: Final = 25.0
 
 #: Told of each step: one word, and a sentence for the person.
 Progress = Callable[[str, str], None]
 
 
 class SpinningUp:
-    """Environments and engines of this user together. `login`: the clean login environment; `own`: the prefix that
+    """Environments of this user, and the keeper of the engines. `login`: the clean login environment; `own`: the prefix that
     sksd itself runs in. `settings` are replaced when a daemon tells what its configuration says."""
 
-    def __init__(
-        self, engines: Engines, activations: Activations, login: Mapping[str, str], own: str
-    ) -> None:
-        self.engines = engines
+    def __init__(self, keeper: Keeper, activations: Activations, login: Mapping[str, str], own: str) -> None:
+        self._keeper = keeper
         self.settings = messages.Settings()
         self._activations = activations
         self._login = login
@@ -61,11 +59,24 @@ class SpinningUp:
         progress("activate", f"activating {found.name}")
         variables = await self._activations.activate(prefix, found.name, self._login)
         progress("start", f"starting {chosen.package} {chosen.version}")
-        engine = await self.engines.start(
-            wish, found.name, prefix.path, prefix.python, prefix.version, chosen, variables
+        for name, value in wish.variables.items():
+            if value is None:
+                variables.pop(name, None)
+            else:
+                variables[name] = value
+        start = messages.StartEngine(
+            environment=found.name,
+            prefix=prefix.path,
+            python=prefix.version or "",
+            kernel=chosen,
+            # Frozen modules would hide the standard library from the debugger.
+            arguments=[prefix.python, "-Xfrozen_modules=off", "-m", MODULES[chosen.package], "-f", CONNECTION_FILE],
+            variables=variables,
+            cwd=wish.cwd,
+            linger=wish.linger,
+            timeout=wish.timeout,
+            label=wish.label,
         )
-        ticket = messages.Ticket(
-            ticket="", engine=engine.record.id, key=str(engine.record.connection["key"]), kernel_name=""
-        )
-        log.info("engine {id} runs in {prefix}", id=engine.record.id, prefix=prefix.path)
-        return messages.Outcome(outcome=STARTED, engine=engine.describe(), ticket=ticket)
+        outcome = await self._keeper.call("start", start, messages.Outcome, timeout=wish.timeout + _MARGIN)
+        outcome.outcome = STARTED
+        return outcome

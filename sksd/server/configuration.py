@@ -149,13 +149,9 @@ class Key:
 
 
 KEYS: Final = (
-    Key(
-        "sksd", "mode", _mode, "user", "Whom the daemon serves. In this version only the user who starts it."
-    ),
+    Key("sksd", "mode", _mode, "user", "Whom the daemon serves. In this version only the user who starts it."),
     Key("sksd", "enable", _switch, "yes", "`no`: the daemon refuses to start."),
-    Key(
-        "sksd", "name", _pretty, "", "The name under which people find this host. Empty: the machine's name."
-    ),
+    Key("sksd", "name", _pretty, "", "The name under which people find this host. Empty: the machine's name."),
     Key("sksd", "description", _line, "", "One line about this host, for people."),
     Key("sksd", "listen", _address, "", "The address to listen on. Empty: all of them."),
     Key("sksd", "port", _port, "0", "The TCP port. 0: a free one, chosen at the first start and remembered."),
@@ -167,9 +163,7 @@ KEYS: Final = (
         "no",
         "Whether the names of the environments are told to the local network, too.",
     ),
-    Key(
-        "tls", "certificate", _file, "", "A certificate of your own, PEM, with its chain. Empty: one is made."
-    ),
+    Key("tls", "certificate", _file, "", "A certificate of your own, PEM, with its chain. Empty: one is made."),
     Key("tls", "key", _file, "", "The private key of that certificate, PEM, readable by its owner only."),
     Key(
         "kernels",
@@ -178,9 +172,7 @@ KEYS: Final = (
         "4 * CORES",
         "How many kernels may run at once: a number, or arithmetic on CORES.",
     ),
-    Key(
-        "kernels", "log_size", _size, "1M", "How much of each kernel's output is kept: bytes, or with K or M."
-    ),
+    Key("kernels", "log_size", _size, "1M", "How much of each kernel's output is kept: bytes, or with K or M."),
     Key(
         "environments",
         "exclude_environments",
@@ -248,9 +240,7 @@ class Configuration:
             )
 
 
-def place(
-    environ: Mapping[str, str] = os.environ, *, uid: int | None = None, system: Path = SYSTEM_FILE
-) -> Path:
+def place(environ: Mapping[str, str] = os.environ, *, uid: int | None = None, system: Path = SYSTEM_FILE) -> Path:
     """The file that counts: $SKSD_CONF, else the system's when root starts the daemon and there is one, else
     the caller's own. It need not exist."""
     if given := environ.get("SKSD_CONF", ""):
@@ -369,9 +359,7 @@ def _values(path: Path, machine: Machine) -> tuple[dict[str, Any], dict[tuple[st
 
     for section in parser.sections():
         if section not in _SECTIONS:
-            raise wrong(
-                _section_line(lines, section), f"unknown section [{section}]{_hint(section, _SECTIONS)}"
-            )
+            raise wrong(_section_line(lines, section), f"unknown section [{section}]{_hint(section, _SECTIONS)}")
     values: dict[str, Any] = {}
     for (section, name), line in places.items():
         key = _KNOWN.get((section, name))

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
-import json
 import os
 import pwd
-import socket
-import sys
-from typing import Any, Final
+from typing import Any
 
-from twisted.internet import defer, endpoints, error, protocol
+from twisted.internet import endpoints
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sksd import paths
-from sksd.errors import LoginMethod, LoginRefused, ProxyFailed
+from sksd.errors import LoginMethod, LoginRefused
 from sksd.interfaces import IGate
 from sksd.server import token
+from sksd.wire import reaching
 from sksd.wire.names import METHOD_PASSWORD
 
 log = Logger()
-
-#: Seconds a proxy has from its start until it listens.
-START_TIMEOUT: Final = 20.0
-
-#: Bytes of the proxies' log; a longer one is put aside when a proxy starts, as proxy.log.1.
-LOG_LIMIT: Final = 1024 * 1024
-
-#: Never handed on to a user's processes.
-_OWN_VARIABLES: Final = ("SKSD_PASSWORD", "SKSD_CONF", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")
 
 
 def account() -> str:
@@ -40,52 +27,6 @@ def account() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
-
-
-class ProxyProcess(protocol.ProcessProtocol):
-    """The daemon's end of a proxy it has started.
-
-    `ready` fires when the proxy says on its stdout that it listens (a JSON line, {"ready": true} or {"error":
-    sentence}), and fails with ProxyFailed when it ends before. The proxy outlives the daemon, so nothing else goes
-    over the pipe.
-    """
-
-    def __init__(self, user: str, log_path: str) -> None:
-        self.ready: defer.Deferred[None] = defer.Deferred()
-        self._user = user
-        self._log_path = log_path
-        self._said = b""
-
-    def outReceived(self, data: bytes) -> None:
-        """Called with what the proxy says while it starts."""
-        self._said = (self._said + data)[:4096]
-        if self.ready.called or b"\n" not in self._said:
-            return
-        try:
-            said = json.loads(self._said.partition(b"\n")[0])
-            problem = None if said.get("ready") else str(said["error"])
-        except (ValueError, KeyError, AttributeError):
-            problem = f"it said something strange (see {self._log_path})"
-        if problem is None:
-            self.ready.callback(None)
-        else:
-            self.ready.errback(ProxyFailed(user=self._user, problem=problem))
-
-    def processEnded(self, reason: Failure) -> None:
-        """Called once the proxy has ended and was waited for."""
-        how = describe_end(reason)
-        log.info("the proxy of {user} ended: {how}", user=self._user, how=how)
-        if not self.ready.called:
-            problem = f"it ended with {how} (see {self._log_path})"
-            self.ready.errback(ProxyFailed(user=self._user, problem=problem))
-
-
-def describe_end(reason: Failure) -> str:
-    """"exit code 1" or "signal 9", from what Twisted tells of an ended process."""
-    ended: Any = reason.value
-    if isinstance(ended, error.ProcessTerminated) and ended.signal:
-        return f"signal {ended.signal}"
-    return f"exit code {ended.exitCode}"
 
 
 @implementer(IGate)
@@ -117,54 +58,7 @@ class UserGate:
         """The running proxy's socket; starts one where none answers."""
         # Each time: a folder under /tmp may have been cleared away, and made again by somebody else.
         paths.private(paths.runtime())
-        path = str(paths.proxy_socket())
-        if not _answers(path):
-            await self._start()
-        return endpoints.UNIXClientEndpoint(self._reactor, path, timeout=10)
-
-    async def _start(self) -> None:
-        log_path = paths.private(paths.state()) / "proxy.log"
-        with contextlib.ExitStack() as stack:
-            try:
-                with contextlib.suppress(FileNotFoundError):
-                    if log_path.stat().st_size > LOG_LIMIT:
-                        os.replace(log_path, log_path.with_suffix(".log.1"))
-                log_file = stack.enter_context(open(log_path, "ab", opener=_opener))
-                nothing = stack.enter_context(open(os.devnull, "rb"))
-            except OSError as failed:
-                raise ProxyFailed(user=self.user, problem=f"{log_path}: {failed.strerror}") from None
-            process = ProxyProcess(self.user, str(log_path))
-            environ = {name: value for name, value in self._environ.items() if name not in _OWN_VARIABLES}
-            self._reactor.spawnProcess(
-                process,
-                sys.executable,
-                # -P: the working directory is the person's home, whose files must not be imported.
-                [sys.executable, "-P", "-m", "sksd.proxy"],
-                env=environ,
-                # Without a home there is still a proxy to say so.
-                path=str(paths.home()) if paths.home().is_dir() else "/",
-                childFDs={0: nothing.fileno(), 1: "r", 2: log_file.fileno()},
-            )
-        try:
-            await process.ready.addTimeout(START_TIMEOUT, self._reactor)
-        except defer.TimeoutError:
-            with contextlib.suppress(error.ProcessExitedAlready):
-                process.transport.signalProcess("KILL")  # type: ignore[union-attr]
-            raise ProxyFailed(user=self.user, problem=f"it did not listen within {START_TIMEOUT:.0f} s") from None
-
-
-def _opener(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A proxy that hangs takes nobody from its queue: waiting for it would hang the daemon, too.
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-    return True
+        path = paths.proxy_socket()
+        if not reaching.answers(path):
+            await reaching.start(self._reactor, "sksd.proxy", self.user, self._environ)
+        return endpoints.UNIXClientEndpoint(self._reactor, str(path), timeout=10)

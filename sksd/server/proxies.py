@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
-from twisted.internet import defer, protocol, task
+from twisted.internet import defer, task
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.spread import pb
@@ -15,9 +15,10 @@ from sksd import __version__
 from sksd.errors import ProxyFailed, ProxyLost, SksdError
 from sksd.interfaces import IGate
 from sksd.wire import messages
-from sksd.wire.broker import BrokerFactory, LimitedBroker, Remote
+from sksd.wire.broker import Remote
 from sksd.wire.calls import Caller
-from sksd.wire.names import DEAD, PREAMBLE_PB, PROTOCOL
+from sksd.wire.names import DEAD, PROTOCOL
+from sksd.wire.reaching import Connecting
 
 log = Logger()
 
@@ -27,35 +28,6 @@ FIRST_CALL: Final = 15.0
 AGAIN: Final = (0.0, 0.5, 2.0, 10.0)
 
 M = TypeVar("M", bound=msgspec.Struct)
-
-
-class _Connecting(protocol.Factory):
-    """Speaks the preamble, then Perspective Broker; `ready` fires with the broker."""
-
-    noisy = False
-
-    def __init__(self) -> None:
-        self.ready: defer.Deferred[LimitedBroker] = defer.Deferred()
-        self._brokers = BrokerFactory(on_ready=self._agreed)
-
-    def _agreed(self, broker: LimitedBroker) -> None:
-        self.ready.callback(broker)
-
-    def buildProtocol(self, addr: Any) -> LimitedBroker:
-        broker = self._brokers.build(True, trusted=True)
-        made = broker.connectionMade
-
-        def connection_made() -> None:
-            broker.transport.write(PREAMBLE_PB)
-            made()
-
-        broker.connectionMade = connection_made  # type: ignore[method-assign]
-        broker.notifyOnDisconnect(self._gone)
-        return broker
-
-    def _gone(self) -> None:
-        if not self.ready.called:
-            self.ready.errback(ConnectionError("it closed the connection"))
 
 
 class _Listener(Remote):
@@ -120,7 +92,7 @@ class UserProxy:
                 turn.callback(None)
 
     async def _reach(self) -> pb.RemoteReference:
-        factory = _Connecting()
+        factory = Connecting()
         try:
             endpoint = await self._gate.endpoint(self.user)
             connected: Any = await endpoint.connect(factory)

@@ -239,9 +239,11 @@ class EngineQuery(Request):
 
 
 class Shutdown(EngineQuery):
-    """`grace`: seconds the kernel has to end by itself before it is killed."""
+    """`grace`: seconds the kernel has to end by itself before it is killed. `by`: from where, as "from 10.0.0.7"; the
+    daemon says so, whatever a client says."""
 
     grace: Annotated[float, Meta(ge=0, le=600)] = 5.0
+    by: Short = ""
 
 
 class LogQuery(EngineQuery):
@@ -299,10 +301,28 @@ class Settings(Request):
     exclude: list[str] = []
     paths: list[str] = []
     log_size: Annotated[int, Meta(ge=4096)] = 1024 * 1024
+    journal_size: Annotated[int, Meta(ge=65536)] = 256 * 1024 * 1024
+    buffer_size: Annotated[int, Meta(ge=65536)] = 1024 * 1024 * 1024
+
+
+class StartEngine(Request):
+    """What a proxy asks its keeper: start an engine, activated. `arguments`: the command, with CONNECTION_FILE in it;
+    `variables`: its whole environment; the rest as in `SpinUp` and `Engine`."""
+
+    environment: str
+    prefix: str
+    python: str
+    kernel: Kernel
+    arguments: list[str]
+    variables: dict[str, str]
+    cwd: str | None = None
+    linger: Seconds | None = None
+    timeout: float = 60.0
+    label: str = ""
 
 
 class ProxyInfo(Answer):
-    """The proxy's answer to `Settings`."""
+    """The proxy's answer to `Settings`, and the keeper's."""
 
     protocol: int
     version: str

@@ -13,6 +13,9 @@ ALPN_LINK: Final = b"sksd-link/1"
 #: On the UNIX socket of a proxy there is no ALPN: the first line says the same.
 PREAMBLE_PB: Final = ALPN_PB + b"\n"
 PREAMBLE_LINK: Final = ALPN_LINK + b"\n"
+#: On the keeper's socket: one descriptor comes with the line, of a connection that begins as a link does; what was read
+#: of it already follows.
+PREAMBLE_HANDOVER: Final = b"sksd-handover/1\n"
 
 #: Zeroconf service type (RFC 6763).
 SERVICE_TYPE: Final = "_sksd._tcp.local."
@@ -24,6 +27,9 @@ STARTED_AS_GUEST: Final = "started as guest"
 CREATED: Final = "environment created, started"
 INCOMPATIBLE: Final = "environment incompatible"
 REFUSED: Final = "refused"
+
+#: Stands for the path of the connection file in the arguments of an engine, as in a kernelspec (jupyter_client).
+CONNECTION_FILE: Final = "{connection_file}"
 
 #: States of an engine.
 STARTING: Final = "starting"

@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections import defaultdict
 from random import Random
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
-from sksd.errors import EngineEnded, LinkCut, LinkProtocol, ProtocolMismatch, SksdError, TicketRefused
+from sksd.errors import EngineEnded, LinkForgotten, LinkProtocol, ProtocolMismatch, SksdError, TicketRefused
 from sksd.link import frames, limits
 from sksd.link.core import (
     CHANNELS,
     Action,
     Closed,
     Core,
+    Cut,
     Data,
     Ended,
     Greeted,
     Opened,
     Pause,
     Resume,
+    Resumed,
+    Taken,
     Welcomed,
 )
-from sksd.link.hello import Welcome, hello_frame, new_hello, welcome_frame
+from sksd.link.hello import FirstFrame, Welcome, hello_frame, new_hello, welcome_frame
 
 SMALL = limits.Limits(payload=50, window=400, queue=120, streams=6)
 
@@ -44,6 +48,9 @@ class End:
         self.paused: set[int] = set()
         self.ended: list[SksdError | None] = []
         self.welcomed = False
+        self.cuts = 0
+        self.resumed = 0
+        self.taken: defaultdict[int, int] = defaultdict(int)
 
     def do(self, actions: list[Action]) -> None:
         for action in actions:
@@ -69,6 +76,13 @@ class End:
                 case Resume(stream):
                     assert stream in self.paused
                     self.paused.remove(stream)
+                case Taken(stream, size):
+                    self.taken[stream] += size
+                case Cut():
+                    self.cuts += 1
+                    self.wire.clear()
+                case Resumed():
+                    self.resumed += 1
                 case Ended(error):
                     self.ended.append(error)
 
@@ -295,6 +309,154 @@ class JoinedTests(TestCase):
         self.assertRaises(ValueError, near.core.drained, stream, 1)
 
 
+class Network:
+    """What lies between two ends: bytes on their way, on a connection whose loss one end or both may see."""
+
+    def __init__(self, near: End, far: End) -> None:
+        self.near, self.far = near, far
+        #: Bytes of the present connection that have left an end and not arrived.
+        self.up = bytearray()
+        self.down = bytearray()
+        self.connected = True
+        self._greeting: FirstFrame | None = None
+
+    def load(self, limit: int) -> None:
+        for end, way in ((self.near, self.up), (self.far, self.down)):
+            end.pull(limit)
+            if self.connected and (end is self.near or self._greeting is None):
+                way += end.wire
+            end.wire.clear()
+
+    def arrive(self, up: int, down: int) -> None:
+        data = bytes(self.up[:up])
+        del self.up[:up]
+        if data and self._greeting is not None:
+            found = self._greeting.feed(data)
+            if found is None:
+                return
+            hello, data = found
+            self._greeting = None
+            self.far.wire.clear()
+            self.far.do(self.far.core.resume(hello, 0.0))
+        if data:
+            self.far.do(self.far.core.bytes_received(data))
+        data = bytes(self.down[:down])
+        del self.down[:down]
+        if data:
+            self.near.do(self.near.core.bytes_received(data))
+
+    def cut(self, far_sees_it: bool) -> None:
+        """The near end sees it always, or it would not connect anew."""
+        self.connected = False
+        self.up.clear()
+        self.down.clear()
+        self.near.do(self.near.core.cut("test"))
+        if far_sees_it:
+            self.far.do(self.far.core.cut("test"))
+
+    def connect(self) -> None:
+        if not self.connected:
+            self.connected = True
+            self._greeting = FirstFrame()
+            self.near.do(self.near.core.reconnect(0.0))
+
+
+class ResumingTests(TestCase):
+    @settings(max_examples=400, deadline=None)
+    @given(st.integers(0, 2**32), st.integers(10, 400))
+    def test_every_byte_once_in_order_over_any_cuts(self, seed: int, steps: int) -> None:
+        """Cuts at any byte, in the middle of greetings too, seen by one end or by both: whatever was said
+        arrives once, in order, and neither end keeps more than its windows."""
+        random = Random(seed)
+        near, far = joined()
+        network = Network(near, far)
+        for _ in range(steps):
+            one = random.choice((near, far))
+            stream = random.choice(sorted(one.open)) if one.open else 0
+            match random.choice("odddddrrrrllllaaaaaaxccck"):
+                case "o":
+                    opened = near.core.open("iopub")
+                    if opened is not None:
+                        near.open.add(opened)
+                case "d" if stream:
+                    one.say(stream, random.randbytes(random.randint(1, 200)))
+                case "r" if stream:
+                    one.drain(stream, random.randint(1, 300))
+                case "l":
+                    network.load(random.randint(1, 300))
+                case "a":
+                    network.arrive(random.randint(0, 300), random.randint(0, 300))
+                case "x" if stream:
+                    one.close(stream)
+                case "k":
+                    network.cut(random.random() < 0.5)
+                case "c":
+                    network.connect()
+                case _:
+                    pass
+            for end in (near, far):
+                self.assertEqual(end.ended, [])
+                self.assertLessEqual(end.core.unacknowledged, 40 * steps + 12 * SMALL.streams * SMALL.window)
+        network.connect()
+        for _ in range(300):
+            network.load(1000)
+            network.arrive(10**6, 10**6)
+            for end in (near, far):
+                for stream in sorted(end.open):
+                    end.drain(stream, 10**6)
+        for one, other in ((near, far), (far, near)):
+            for stream, said in one.said.items():
+                got = other.got[stream]
+                self.assertEqual(said[: len(got)], got)
+                if stream not in other.closed_here:
+                    self.assertEqual(len(got), len(said))
+            self.assertEqual(one.core.sent, other.core.received)
+        self.assertEqual(near.open, far.open)
+
+    def test_forgotten(self) -> None:
+        """A host that does not know the link any more says so."""
+        near, _ = joined()
+        near.do(near.core.cut("test"))
+        near.do(near.core.reconnect(1.0))
+        near.pull(100)
+        near.do(near.core.bytes_received(welcome_frame(Welcome())))
+        self.assertIsInstance(near.ended[0], LinkForgotten)
+
+    def test_a_place_that_never_was(self) -> None:
+        """Nobody can ask for bytes that are gone, or that never were."""
+        for received in (10**6, 5):
+            near, far = joined()
+            stream = near.core.open("iopub")
+            assert stream
+            near.open.add(stream)
+            settle(near, far)
+            far.say(stream, b"x" * 100)
+            settle(near, far)
+            hello = msgspec.structs.replace(new_hello("t"), resume=True, received=received)
+            far.do(far.core.resume(hello, 1.0))
+            self.assertIsInstance(far.ended[0], LinkProtocol)
+
+    def test_ends_after_a_cut(self) -> None:
+        """An engine that died meanwhile: what it had said, then why."""
+        near, far = joined()
+        network = Network(near, far)
+        stream = near.core.open("iopub")
+        assert stream
+        near.open.add(stream)
+        settle(near, far)
+        network.cut(True)
+        far.say(stream, b"last words" * 30)
+        far.do(far.core.finish(EngineEnded(engine="e", how="killed by SIGKILL")))
+        far.close(stream)
+        network.connect()
+        for _ in range(20):
+            network.load(1000)
+            network.arrive(10**6, 10**6)
+            near.drain(stream, 10**6)
+        self.assertEqual(near.got[stream], b"last words" * 30)
+        self.assertIsInstance(near.ended[0], EngineEnded)
+
+
 class ClockTests(TestCase):
     def test_pings_keep_alive(self) -> None:
         """An idle link lives for as long as both ends tick."""
@@ -308,12 +470,26 @@ class ClockTests(TestCase):
     def test_silence(self) -> None:
         """An end that hears nothing ends, not before its time."""
         near, _ = joined()
-        for second in range(1, 15):
+        for second in range(1, 14):
             near.do(near.core.tick(float(second)))
-        self.assertEqual(near.ended, [])
-        near.do(near.core.tick(15.0))
-        self.assertIsInstance(near.ended[0], LinkCut)
+        self.assertEqual(near.cuts, 0)
+        near.do(near.core.tick(14.0))
+        self.assertEqual((near.cuts, near.ended), (1, []))
         self.assertEqual(near.core.pull(100), ([], []))
+
+    def test_probe(self) -> None:
+        """A network that changed is asked about: an answer keeps the connection, silence cuts it soon."""
+        near, far = joined()
+        near.do(near.core.probe(0.5))
+        settle(near, far)
+        for second in range(1, 6):
+            near.do(near.core.tick(float(second)))
+        self.assertEqual(near.cuts, 0)
+        near.do(near.core.probe(6.0))
+        near.do(near.core.tick(8.0))
+        self.assertEqual(near.cuts, 0)
+        near.do(near.core.tick(9.0))
+        self.assertEqual(near.cuts, 1)
 
     def test_asleep(self) -> None:
         """A machine that slept gives the other end its time anew."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,17 @@ class Identity(msgspec.Struct, frozen=True):
     uid: int
 
 
+class Ended(msgspec.Struct):
+    """How an engine ended. `at`: seconds since 1970. `asked`: somebody has stopped it; of others record, log and
+    journal stay for a while."""
+
+    how: str
+    at: float
+    asked: bool = False
+    exit_code: int | None = None
+    signal: int | None = None
+
+
 class Record(msgspec.Struct, kw_only=True):
     """One engine, as it stands in `state/engines/ID.json` (0600). `connection`: the Jupyter connection file's
     content; `runtime`: the folder of its sockets."""
@@ -45,6 +57,7 @@ class Record(msgspec.Struct, kw_only=True):
     connection: dict[str, str | int]
     runtime: str
     identity: Identity | None = None
+    ended: Ended | None = None
 
 
 def folder() -> Path:
@@ -60,6 +73,16 @@ def record_path(engine: str) -> Path:
 def log_path(engine: str) -> Path:
     """The log of an engine."""
     return folder() / f"{engine}.log"
+
+
+def journal_path(engine: str) -> Path:
+    """The folder of an engine's journal."""
+    return folder() / f"{engine}.journal"
+
+
+def seen_path(engine: str) -> Path:
+    """The file that says where begins what no front end has had of the journal."""
+    return folder() / f"{engine}.seen"
 
 
 def save(record: Record) -> None:
@@ -85,6 +108,8 @@ def remove(record: Record) -> None:
     if runtime.parent == sockets():
         remove_folder(runtime)
     log_path(record.id).unlink(missing_ok=True)
+    seen_path(record.id).unlink(missing_ok=True)
+    shutil.rmtree(journal_path(record.id), ignore_errors=True)
     record_path(record.id).unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -13,45 +14,56 @@ from twisted.logger import Logger
 
 from sksd import paths
 from sksd.errors import BadFolder, CannotWrite, NoSuchEngine, SksdError
-from sksd.proxy import processes, records
-from sksd.proxy.engine import Engine, runtime_folder
-from sksd.proxy.kernels import MODULES
-from sksd.proxy.log import BoundedLogs
+from sksd.keeper import processes, records
+from sksd.keeper.engine import Engine, Sizes, runtime_folder
+from sksd.keeper.log import BoundedLogs
 from sksd.wire import messages
-from sksd.wire.names import DEAD
+from sksd.wire.names import CONNECTION_FILE, DEAD
 
 log = Logger()
 
-#: Dead engines that are still listed, with their last words; only in memory.
+#: Engines that nobody has stopped and that are dead: how many are listed still, with what they said, and for how many
+#: seconds.
 KEEP_DEAD: Final = 16
+KEEP_DEAD_FOR: Final = 7 * 24 * 3600.0
+#: Until a daemon says what its configuration has.
+SIZES: Final = Sizes(journal=256 * 2**20, buffer=1024 * 2**20, memory=4 * 2**20)
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH: Final = 10
 _CHANNELS: Final = ("shell", "iopub", "stdin", "control", "hb")
 
 
 class Engines:
-    """`changed` is called with an engine at every new state of it."""
+    """`changed` is called with an engine at every new state of it; `sizes` are for those that are started or adopted
+    from then on."""
 
     def __init__(self, reactor: Any, logs: BoundedLogs, changed: Callable[[Engine], None]) -> None:
+        self.sizes = SIZES
         self._reactor = reactor
         self._logs = logs
         self._changed = changed
         self._engines: dict[str, Engine] = {}
 
     def adopt(self) -> None:
-        """Called once, when the proxy starts: engines that live are taken over, the remains of others removed."""
+        """Called once, when the keeper starts: engines that live are taken over, of those that have ended what they had
+        said is kept for a while."""
         for record in records.load_all():
-            engine = Engine(self._reactor, record, self._logs, self._engine_changed)
-            try:
-                if record.identity is None or processes.identify(record.identity.pid) != record.identity:
-                    raise ProcessLookupError
-                engine.adopt()
-            except OSError:
-                log.info("engine {id} ended while no proxy watched it", id=record.id)
+            if record.ended is not None and record.ended.asked:
                 records.remove(record)
                 continue
+            engine = self._make(record)
+            identity = record.identity
+            try:
+                if identity is None or processes.identify(identity.pid) != identity:
+                    raise ProcessLookupError
+                engine.adopt()
+                log.info("engine {id} goes on", id=record.id)
+            except (OSError, SksdError) as failed:
+                if not isinstance(failed, ProcessLookupError):
+                    log.error("engine {id} cannot be adopted: {failed}", id=record.id, failed=failed)
+                engine.bury()
             self._engines[record.id] = engine
-            log.info("engine {id} goes on", id=record.id)
+        self._forget_old()
         known = set(self._engines)
         if records.sockets().is_dir():
             for folder in records.sockets().iterdir():
@@ -60,30 +72,25 @@ class Engines:
 
     def get(self, engine: str) -> Engine:
         """An engine by its id; raises NoSuchEngine."""
-        try:
-            return self._engines[engine]
-        except KeyError:
-            raise NoSuchEngine(engine=engine) from None
+        found = self._engines.get(engine)
+        if found is None or (found.state == DEAD and found.stopped):
+            raise NoSuchEngine(engine=engine)
+        return found
 
     def all(self) -> list[Engine]:
-        """Oldest first."""
-        return sorted(self._engines.values(), key=lambda engine: engine.record.started)
+        """Those that are listed, oldest first: not those that somebody has stopped."""
+        listed = [engine for engine in self._engines.values() if engine.state != DEAD or not engine.stopped]
+        return sorted(listed, key=lambda engine: engine.record.started)
 
     def living(self) -> int:
         """How many have a process, or will."""
         return sum(engine.state != DEAD for engine in self._engines.values())
 
-    async def start(
-        self,
-        wish: messages.SpinUp,
-        name: str,
-        prefix: str,
-        python: str,
-        version: str | None,
-        kernel: messages.Kernel,
-        variables: dict[str, str],
-    ) -> Engine:
-        """Start an engine with the interpreter `python` of the environment `name`, activated as `variables`.
+    def _make(self, record: records.Record) -> Engine:
+        return Engine(self._reactor, record, self._logs, self.sizes, self._engine_changed, self._engine_gone)
+
+    async def start(self, wish: messages.StartEngine) -> Engine:
+        """Start an engine as a proxy wishes.
 
         Returns when its kernel has answered. Raises BadFolder, DiskFull, CannotWrite, KernelDied, KernelSilent;
         nothing is left behind then.
@@ -102,25 +109,19 @@ class Engines:
         }
         connection |= {f"{channel}_port": number for number, channel in enumerate(_CHANNELS, 1)}
         # A record takes only UTF-8: a kernel without such a variable is better than none.
-        variables = {name: value for name, value in variables.items() if _is_utf8(name + value)}
-        for name, value in wish.variables.items():
-            if value is None:
-                variables.pop(name, None)
-            else:
-                variables[name] = value
+        variables = {name: value for name, value in wish.variables.items() if _is_utf8(name + value)}
         record = records.Record(
             id=engine,
-            environment=name,
-            prefix=prefix,
-            python=version or "",
-            kernel=kernel,
+            environment=wish.environment,
+            prefix=wish.prefix,
+            python=wish.python,
+            kernel=wish.kernel,
             cwd=cwd,
             label=wish.label,
             started=datetime.now(UTC).isoformat(timespec="milliseconds"),
             linger=wish.linger,
             ready_within=wish.timeout,
-            # Frozen modules would hide the standard library from the debugger.
-            arguments=[python, "-Xfrozen_modules=off", "-m", MODULES[kernel.package], "-f", str(file)],
+            arguments=[each.replace(CONNECTION_FILE, str(file)) for each in wish.arguments],
             variables=variables,
             connection=connection,
             runtime=str(folder),
@@ -134,31 +135,42 @@ class Engines:
             records.remove_folder(folder)
             records.record_path(engine).unlink(missing_ok=True)
             raise records.cannot_keep(failed, folder) from None
-        started = Engine(self._reactor, record, self._logs, self._engine_changed)
+        started = self._make(record)
         self._engines[engine] = started
         try:
             await started.start()
         except SksdError:
             # The sentence that the caller gets says it all.
-            self._engines.pop(engine, None)
+            self.forget(engine)
             raise
         return started
 
     def _engine_changed(self, engine: Engine) -> None:
-        if engine.state == DEAD:
-            if engine.how() == "stopped":
-                self._engines.pop(engine.record.id, None)
-            dead = [each for each in self.all() if each.state == DEAD]
-            for forgotten in dead[: max(0, len(dead) - KEEP_DEAD)]:
-                del self._engines[forgotten.record.id]
         self._changed(engine)
+        if engine.state == DEAD:
+            self._forget_old()
+
+    def _engine_gone(self, engine: Engine) -> None:
+        """Nobody is to be told anything of it any more."""
+        if engine.record.id not in self._engines or engine.stopped:
+            self.forget(engine.record.id)
+
+    def _forget_old(self) -> None:
+        dead = [engine for engine in self.all() if engine.state == DEAD and engine.closed]
+        dead.sort(key=lambda engine: engine.died)
+        old = time.time() - KEEP_DEAD_FOR
+        for number, engine in enumerate(dead):
+            if len(dead) - number > KEEP_DEAD or engine.died < old:
+                self.forget(engine.record.id)
 
     def forget(self, engine: str) -> None:
-        """A dead engine need not be listed any longer."""
-        self._engines.pop(engine, None)
+        """A dead engine need not be listed any longer, and nothing of it be kept."""
+        dead = self._engines.pop(engine, None)
+        if dead is not None:
+            dead.remove()
 
     def release(self) -> None:
-        """Called when the proxy ends."""
+        """Called when the keeper ends."""
         for engine in self._engines.values():
             engine.release()
 

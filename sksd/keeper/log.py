@@ -68,9 +68,7 @@ def bound(path: Path, size: int, kept: int) -> int:
     start = (end - size // 2) // _BLOCK * _BLOCK
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        punched = _libc.fallocate(
-            descriptor, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(start)
-        )
+        punched = _libc.fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(start))
         if punched != 0:
             os.ftruncate(descriptor, 0)
             return 0

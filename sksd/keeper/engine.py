@@ -6,30 +6,44 @@ import contextlib
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, NamedTuple
 
 from twisted.internet import defer, error, protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from sksd.errors import EngineEnded, KernelDied, KernelSilent, SksdError
-from sksd.proxy import processes, records
-from sksd.proxy.lifecycle import Action, Arm, End, Lifecycle
-from sksd.proxy.log import BoundedLogs, open_log, tail
-from sksd.proxy.probe import Question
+from sksd.keeper import processes, records
+from sksd.keeper.channels import Channels
+from sksd.keeper.journal import Journal
+from sksd.keeper.lifecycle import Action, Arm, End, Lifecycle
+from sksd.keeper.log import BoundedLogs, open_log, tail
+from sksd.keeper.memory import Memory
+from sksd.keeper.probe import Question
+from sksd.link.hello import Hello
+from sksd.link.link import Link
 from sksd.wire import messages
 from sksd.wire.names import DEAD, RESTARTING, RUNNING, STARTING
 
 log = Logger()
 
 
-class Attached(Protocol):
-    """A link that is attached to an engine."""
+#: Seconds between looks whether what a kernel publishes arrives, how many there are, and after how many to ask again.
+LOOK: Final = 0.005
+LOOKS: Final = 400
+LOOKS_A_QUESTION: Final = 10
 
-    def end(self, error: SksdError | None = None) -> None:
-        """Called once when the engine is dead."""
+
+class Sizes(NamedTuple):
+    """How many bytes are kept of what a kernel publishes: `journal` on disk whoever wants them, up to `buffer` on disk
+    for front ends that are cut or slow, the last `memory` in memory, too."""
+
+    journal: int
+    buffer: int
+    memory: int
 
 
 class _Process(protocol.ProcessProtocol):
@@ -44,19 +58,35 @@ class _Process(protocol.ProcessProtocol):
 class Engine:
     """One engine of this user.
 
-    `changed` is called with the engine at every new state. `reactor` starts processes and keeps time.
+    `changed` is called with the engine at every new state, and `gone` once when a dead one needs its files no longer.
+    `reactor` starts processes and keeps time.
     """
 
     def __init__(
-        self, reactor: Any, record: records.Record, logs: BoundedLogs, changed: Callable[[Engine], None]
+        self,
+        reactor: Any,
+        record: records.Record,
+        logs: BoundedLogs,
+        sizes: Sizes,
+        changed: Callable[[Engine], None],
+        gone: Callable[[Engine], None],
     ) -> None:
         self.record = record
-        self.links: set[Attached] = set()
+        self.links: set[Link] = set()
+        #: Why the kernel is stopped for now, None when it is not.
+        self.stalled: str | None = None
+        #: What has become of its files: nothing of a dead engine is carried any more.
+        self.closed = False
         #: The last lines of the log, kept after the log itself is gone.
         self.last_words = ""
         self._reactor = reactor
         self._logs = logs
+        self._sizes = sizes
         self._changed = changed
+        self._gone = gone
+        self._channels: Channels | None = None
+        self._memory: Memory | None = None
+        self._by = ""
         self._life = Lifecycle(record.ready_within)
         self._process: Any = None
         self._watch: processes.Watch | None = None
@@ -64,6 +94,8 @@ class Engine:
         self._linger: Any = None
         self._question: Question | None = None
         self._farewell: Question | None = None
+        self._look: Any = None
+        self._ran = False
         self._never_started: OSError | None = None
         self._waiting: list[defer.Deferred[None]] = []
         self._dead: list[defer.Deferred[None]] = []
@@ -90,8 +122,8 @@ class Engine:
             pid=identity.pid if identity is not None and self.state != DEAD else None,
             cwd=record.cwd,
             label=record.label,
-            links=len(self.links),
-            reason=self.how() if self.state == DEAD else None,
+            links=len(self._attached()),
+            reason=self.how() if self.state == DEAD else self.stalled,
             exit_code=end.exit_code if end is not None else None,
             signal=end.signal if end is not None else None,
         )
@@ -99,19 +131,23 @@ class Engine:
     def how(self) -> str:
         """How a dead engine ended, in words."""
         end = self._life.end
+        if self.record.ended is not None:
+            return self.record.ended.how
         if self._life.cause is not None:
-            return self._life.cause
+            return f"{self._life.cause} {self._by}".strip()
         if self._never_started is not None:
             return f"it could not be started: {self._never_started.strerror}"
         if end is None or (end.exit_code is None and end.signal is None):
             return "it ended while no proxy watched it"
         if end.signal is not None:
-            return f"killed by {signal.Signals(end.signal).name}"
+            why = ", because memory ran out" if self._memory is not None and self._memory.ran_out() else ""
+            return f"killed by {signal.Signals(end.signal).name}{why}"
         return f"exit code {end.exit_code}"
 
     async def start(self) -> None:
         """Start it; returns when the kernel has answered. Raises KernelDied or KernelSilent, with the log's last
         lines, and leaves nothing behind then."""
+        self._open()
         self._perform(self._life.start())
         await self._until_ready()
 
@@ -119,47 +155,96 @@ class Engine:
         """Go on with a process that an earlier proxy started. Raises OSError where it is not that process."""
         assert self.record.identity is not None
         self._watch = processes.Watch(self._reactor, self.record.identity, self._adopted_ended)
+        self._memory = Memory(self.record.identity.pid)
         path = records.log_path(self.record.id)
         if path.exists():
             self._logs.add(path)
+        self._open()
+        # Its last keeper may have stopped it, and cannot let it go on any more.
+        self._signal(signal.SIGCONT)
         self._perform(self._life.adopt())
         self._rest()
 
+    @property
+    def stopped(self) -> bool:
+        """Somebody has ended it, so that nobody wonders why it is dead."""
+        return self._life.cause == "stopped"
+
+    @property
+    def died(self) -> float:
+        """When it died, in seconds since 1970."""
+        return self.record.ended.at if self.record.ended is not None else time.time()
+
+    def remove(self) -> None:
+        """Remove what is kept of a dead one; its links end."""
+        if self._channels is not None:
+            for link in self._channels.links:
+                link.end(self._epitaph())
+            self._channels.close()
+        self.closed = True
+        try:
+            records.remove(self.record)
+        except OSError as failed:
+            log.warn("engine {id} left something behind: {failed}", id=self.record.id, failed=failed)
+
+    def bury(self) -> None:
+        """Go on with one that has ended, for those who have missed its last words."""
+        end = self.record.ended or records.Ended("it ended while no keeper watched it", time.time())
+        self.record.ended = end
+        self._life.ended(End(exit_code=end.exit_code, signal=end.signal))
+        self.last_words = tail(records.log_path(self.record.id))
+        self.closed = True
+
     def interrupt(self) -> None:
         """SIGINT to the kernel and all it has started. Raises EngineEnded."""
-        self._must_live()
+        self.must_live()
         self._signal(signal.SIGINT)
 
     async def restart(self, grace: float) -> None:
         """A new process on the same sockets, key and environment; returns when it is ready."""
-        self._must_live()
+        self.must_live()
         self._perform(self._life.restart(grace))
         self._rest()
         await self._until_ready()
 
-    async def stop(self, grace: float) -> None:
-        """End it; returns when it has ended. Nothing to do for one that is dead."""
+    async def stop(self, grace: float, by: str = "") -> None:
+        """End it; returns when it has ended. Nothing to do for one that is dead. `by`: who wants that, as
+        "from 10.0.0.7"."""
         if self.state == DEAD:
             return
+        self._by = by
         done: defer.Deferred[None] = defer.Deferred()
         self._dead.append(done)
         self._perform(self._life.stop(grace))
         await done
 
-    def attach(self, link: Attached) -> None:
+    def attach(self, link: Link, hello: Hello) -> None:
         """A link begins to carry it. Raises EngineEnded."""
-        self._must_live()
-        self.links.add(link)
-        self._rest()
-        self._changed(self)
+        self.must_live()
+        assert self._channels is not None
+        self._channels.attach(link, hello.link, hello.replay, hello.watch)
+        if not hello.watch:
+            self.links.add(link)
+        link.when_ended().addCallback(lambda _: self._detached(link))
+        link.on_cut = lambda _: self._attachment()
+        link.on_resumed = self._attachment
+        self._attachment()
 
-    def detach(self, link: Attached) -> None:
-        """A link no longer carries it."""
-        if link in self.links:
-            self.links.remove(link)
-            if self.state != DEAD:
-                self._rest()
-                self._changed(self)
+    def _attached(self) -> list[Link]:
+        """The links that have a connection now."""
+        return [link for link in self.links if not link.core.is_cut]
+
+    def _attachment(self) -> None:
+        """Somebody is attached, or no longer."""
+        if self.state != DEAD:
+            self._rest()
+            self._changed(self)
+
+    def _detached(self, link: Link) -> None:
+        self.links.discard(link)
+        if self.state == DEAD:
+            self._close()
+        self._attachment()
 
     def expects(self) -> bool:
         """Whether it is worth trying its sockets again: it lives, or will."""
@@ -172,12 +257,44 @@ class Engine:
                 timer.cancel()
         if self._watch is not None:
             self._watch.stop()
+        if self._channels is not None:
+            self._channels.close()
 
     # -- the edge of the lifecycle ----------------------------------------------------------------------------------
 
-    def _must_live(self) -> None:
+    def must_live(self) -> None:
+        """Raises EngineEnded, with its last words."""
         if self.state == DEAD:
-            raise EngineEnded(engine=self.record.id, how=self.how())
+            raise self._epitaph()
+
+    def _epitaph(self) -> EngineEnded:
+        return EngineEnded(engine=self.record.id, how=self.how(), log=self.last_words)
+
+    def _open(self) -> None:
+        """Make the channels. Raises CannotWrite and its like."""
+        record, journal = self.record, records.journal_path(self.record.id)
+        self._channels = Channels(
+            self._reactor,
+            record.connection,
+            records.seen_path(record.id),
+            records.folder(),
+            Journal(journal, size=self._sizes.journal, memory=self._sizes.memory),
+            self._sizes.buffer,
+            self.expects,
+            self._stalled,
+        )
+        self._channels.listen()
+
+    def journal(self) -> Journal | None:
+        """What it has published, while its channels are open."""
+        return self._channels.journal if self._channels is not None else None
+
+    def _stalled(self, reason: str | None) -> None:
+        self.stalled = reason
+        if reason is not None:
+            log.warn("engine {id} is stopped: {reason}", id=self.record.id, reason=reason)
+        self._signal(signal.SIGSTOP if reason is not None else signal.SIGCONT)
+        self._changed(self)
 
     def _until_ready(self) -> defer.Deferred[None]:
         ready: defer.Deferred[None] = defer.Deferred()
@@ -195,7 +312,7 @@ class Engine:
         if self._life.cause == "silent":
             return KernelSilent(seconds=self.record.ready_within, log=self.last_words)
         if self._life.cause is not None:
-            return EngineEnded(engine=self.record.id, how=self.how())
+            return self._epitaph()
         return KernelDied(how=self.how(), log=self.last_words)
 
     def _perform(self, actions: list[Action]) -> None:
@@ -234,6 +351,7 @@ class Engine:
             finally:
                 os.close(output)
             record.identity = processes.identify(self._process.pid)
+            self._memory = Memory(self._process.pid)
             records.save(record)
             self._logs.add(records.log_path(record.id))
         except (OSError, ValueError) as wrong:
@@ -245,12 +363,31 @@ class Engine:
                 self._reactor.callLater(0, self._ended, End())
             self._never_started = failed
             return
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._question is not None:
+            self._question.close()
         self._question = Question(
-            self._reactor, record.connection, "shell", "kernel_info_request", {}, self._answered
+            self._reactor, self.record.connection, "shell", "kernel_info_request", {}, self._answered
         )
 
     def _answered(self, _: dict[str, Any]) -> None:
         self._question = None
+        self._ready_soon(LOOKS)
+
+    def _ready_soon(self, looks: int) -> None:
+        """The kernel answers; it is ready once what it publishes arrives here, too."""
+        channels = self._channels
+        if channels is not None and self.state == STARTING and looks and not channels.hears:
+            self._look = self._reactor.callLater(LOOK, self._ready_soon, looks - 1)
+            if looks % LOOKS_A_QUESTION == 0:
+                # Its status "busy" may have left before it knew of the subscription.
+                self._ask()
+            return
+        if channels is not None and self.state == STARTING and not self._ran:
+            self._ran = True
+            channels.skip()
         self._perform(self._life.ready())
         self._rest()
 
@@ -266,11 +403,16 @@ class Engine:
         identity = self.record.identity
         if identity is not None and processes.identify(identity.pid) == identity:
             processes.signal_group(identity.pid, number)
+            if self.stalled is not None and number not in (signal.SIGSTOP, signal.SIGKILL):
+                # What is stopped minds no other signal.
+                processes.signal_group(identity.pid, signal.SIGCONT)
         elif self._process is not None:
             with contextlib.suppress(error.ProcessExitedAlready):
                 self._process.signalProcess(number)
 
     def _do_ask_shutdown(self) -> None:
+        if self.stalled is not None:
+            self._signal(signal.SIGCONT)
         again = self.state == RESTARTING
         self._farewell = Question(
             self._reactor,
@@ -311,27 +453,45 @@ class Engine:
         if self._linger is not None and self._linger.active():
             self._linger.cancel()
         self._logs.remove(records.log_path(self.record.id))
+        end = self._life.end or End()
+        self.record.ended = records.Ended(self.how(), time.time(), self.stopped, end.exit_code, end.signal)
+        self.stalled = None
         try:
-            records.remove(self.record)
+            records.save(self.record)
         except OSError as failed:
-            log.warn("engine {id} left something behind: {failed}", id=self.record.id, failed=failed)
+            log.warn("how engine {id} ended is not kept: {failed}", id=self.record.id, failed=failed)
 
     def _do_report(self) -> None:
         self._changed(self)
         if self.state == DEAD:
-            for link in list(self.links):
-                link.end(EngineEnded(engine=self.record.id, how=self.how()))
-            self.links.clear()
             waiting, self._dead = self._dead, []
             for each in waiting:
                 each.callback(None)
+            defer.ensureDeferred(self._take_leave())
+
+    async def _take_leave(self) -> None:
+        """Every front end gets all that the kernel had said, then why it has ended."""
+        if self._channels is not None:
+            await self._channels.last()
+        for link in list(self._channels.links if self._channels is not None else ()):
+            link.finish(self._epitaph(), None)
+        self._close()
+
+    def _close(self) -> None:
+        """Once nobody is to be told anything any more the files are closed, and no longer needed for links."""
+        if self.closed or (self._channels is not None and self._channels.links):
+            return
+        self.closed = True
+        if self._channels is not None:
+            self._channels.close()
+        self._gone(self)
 
     def _rest(self) -> None:
         """Start or stop the linger timer: nobody is attached, or somebody is."""
         if self._linger is not None and self._linger.active():
             self._linger.cancel()
         self._linger = None
-        if self.record.linger is not None and not self.links and self.state == RUNNING:
+        if self.record.linger is not None and not self._attached() and self.state == RUNNING:
             self._linger = self._reactor.callLater(self.record.linger, self._unwanted)
 
     def _unwanted(self) -> None:

@@ -1,6 +1,6 @@
 """The life of one engine, decided without any I/O.
 
-`Lifecycle` is told what happened and answers with the actions to take; `sksd.proxy.engine.Engine` does them.
+`Lifecycle` is told what happened and answers with the actions to take; `sksd.keeper.engine.Engine` does them.
 
     STARTING --ready--> RUNNING --ended--> DEAD
         |  \\-ended/late--> DEAD    |-stop--> STOPPING --ended--> DEAD

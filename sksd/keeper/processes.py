@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.internet import abstract
 
-from sksd.proxy.records import Identity
+from sksd.keeper.records import Identity
 
 
 def boot_id() -> str:

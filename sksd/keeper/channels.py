@@ -1,0 +1,301 @@
+"""The channels of one engine, and the links that carry them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from twisted.internet import defer
+from twisted.logger import Logger
+
+from sksd.errors import SksdError
+from sksd.keeper.ends import FrontEnd, IopubEnd, TalkEnd
+from sksd.keeper.journal import Journal
+from sksd.keeper.sessions import Session
+from sksd.keeper.sockets import KernelSocket
+from sksd.keeper.spool import Spool
+from sksd.link import zmtp
+from sksd.link.hello import MISSED, NOW, START
+from sksd.link.link import Link
+
+log = Logger()
+
+IOPUB: Final = "iopub"
+#: Seconds until a full disk is tried again.
+_AGAIN: Final = 1.0
+#: Seconds that a dead kernel's sockets have to give what they still hold.
+_DRAIN: Final = 2.0
+_SPOOL_MEMORY: Final = 4 * 1024 * 1024
+
+
+class Attachment:
+    """One link at one engine. `watches`: it only looks on: it is no front end, and nobody has missed less for it."""
+
+    def __init__(self, link: Link, name: str, start: int, now: int, watches: bool) -> None:
+        self.link = link
+        self.name = name
+        self.now = now
+        self.watches = watches
+        self.iopub: set[IopubEnd] = set()
+        #: Where the next one begins when there is none; None: with what is said from then on.
+        self.parked: int | None = start
+
+
+class Channels:
+    """`seen`: the file that says where begins what nobody has had; `spools`: a folder for what waits. `stalled(reason)` is called when the kernel must be stopped, because what it says
+    can be kept nowhere, and with None when it may go on. `buffer`: how many bytes a front end may be behind before
+    that. `expects()`: whether the kernel lives, or will again."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        connection: Mapping[str, str | int],
+        seen: Path,
+        spools: Path,
+        journal: Journal,
+        buffer: int,
+        expects: Callable[[], bool],
+        stalled: Callable[[str | None], None],
+    ) -> None:
+        self.journal = journal
+        self.buffer = buffer
+        #: Where begins what nobody has had.
+        self.seen = _read_seen(seen, journal)
+        self._reactor = reactor
+        self._connection = connection
+        self._key = str(connection["key"]).encode()
+        self._seen_file = seen
+        self._spools = spools
+        self._expects = expects
+        self._stalled = stalled
+        self._stall: str | None = None
+        #: What the journal could not take.
+        self._held: list[zmtp.Piece] = []
+        self._again: Any = None
+        self._links: dict[Link, Attachment] = {}
+        self._sessions: dict[tuple[str, bytes], Session] = {}
+        self._iopub: KernelSocket | None = None
+        self._saving: Any = None
+        self.subscribed = False
+        #: Where the journal ended when the kernel was last there anew.
+        self._before = journal.end
+        self._over = False
+
+    @property
+    def hears(self) -> bool:
+        """What the kernel publishes arrives here."""
+        return self.subscribed and self.journal.end > self._before
+
+    @property
+    def links(self) -> list[Link]:
+        """Those that carry it."""
+        return list(self._links)
+
+    def listen(self) -> None:
+        """Subscribe to what the kernel publishes, as soon as it is there."""
+        self._iopub = KernelSocket(
+            self._reactor, self._connection, IOPUB, "SUB", self._expects, self._published,
+            ready=self._subscribe, lost=self._lost,
+        )  # fmt: skip
+
+    # -- links -------------------------------------------------------------------------------------
+
+    def attach(self, link: Link, name: str, replay: str, watches: bool) -> None:
+        """Carry the channels over `link`, called `name`; `replay`: MISSED, NOW or START (sksd.link.hello)."""
+        journal = self.journal
+        start = {NOW: journal.end, START: journal.start, MISSED: max(self.seen, journal.start)}[replay]
+        here = self._links[link] = Attachment(link, name, start, journal.end, watches)
+        if not watches:
+            journal.pin(name, start)
+        link.on_opened = lambda stream, channel: self._opened(here, stream, channel)
+
+        def over(_: SksdError | None) -> None:
+            del self._links[link]
+            journal.unpin(name)
+            self._relieve()
+
+        link.when_ended().addCallback(over)
+
+    def _opened(self, here: Attachment, stream: int, channel: str) -> None:
+        def moved() -> None:
+            self.taken(here.link)
+
+        end: FrontEnd
+        if channel == IOPUB:
+            end = IopubEnd(here.link, stream, self.journal, self._key, lambda end: self._begins(here, end),
+                           moved, lambda end: self._gone(here, end))  # fmt: skip
+        else:
+            end = TalkEnd(here.link, stream, lambda end, identity: self._greeted(channel, end, identity),
+                          self._asked, moved, self._left)  # fmt: skip
+        here.link.taps[stream] = end
+        if self._over:
+            end.last()
+
+    def _begins(self, here: Attachment, end: IopubEnd) -> tuple[int, int]:
+        start = self.journal.end if here.parked is None else max(here.parked, self.journal.start)
+        here.parked = None
+        here.iopub.add(end)
+        return start, here.now
+
+    def _gone(self, here: Attachment, end: IopubEnd) -> None:
+        if end in here.iopub:
+            self.taken(here.link)
+            here.iopub.remove(end)
+            if not here.iopub:
+                here.parked = self.journal.boundary_at_or_before(end.delivered)
+        self._relieve()
+
+    def taken(self, link: Link) -> None:
+        """Called when the other end of `link` has passed on more: pins move, and what was seen."""
+        here = self._links.get(link)
+        if here is None:
+            return
+        if here.iopub and not here.watches:
+            places = [end.delivered for end in here.iopub]
+            self.journal.pin(here.name, min(places))
+            self._has_seen(max(places))
+        for session in self._sessions.values():
+            if session.end is not None and session.end.link is link:
+                session.taken()
+        self._relieve()
+
+    def skip(self) -> None:
+        """What was said so far is of no interest to anybody: the kernel has just started."""
+        self.seen = self.journal.end
+        self._save_seen()
+
+    def _has_seen(self, place: int) -> None:
+        if place > self.seen:
+            self.seen = place
+            if self._saving is None or not self._saving.active():
+                self._saving = self._reactor.callLater(0.2, self._save_seen)
+
+    def _save_seen(self) -> None:
+        with contextlib.suppress(OSError):
+            self._seen_file.write_text(str(self.seen))
+
+    # -- shell, control and stdin ------------------------------------------------------------------
+
+    def _greeted(self, channel: str, end: TalkEnd, identity: bytes) -> None:
+        # Who has no name is a stranger each time.
+        key = (channel, identity or os.urandom(16))
+        session = self._sessions.get(key)
+        if session is None:
+            replies = Spool(self._spools, memory=_SPOOL_MEMORY, disk=self.buffer)
+            session = self._sessions[key] = Session(
+                self._reactor, self._connection, channel, identity, self._expects, replies,
+                lambda _: self._forget(key),
+            )  # fmt: skip
+        session.attach(end)
+
+    def _forget(self, key: tuple[str, bytes]) -> None:
+        self._sessions.pop(key, None)
+
+    def _session(self, end: TalkEnd) -> Session | None:
+        return next((each for each in self._sessions.values() if each.end is end), None)
+
+    def _asked(self, end: TalkEnd, messages: bytes) -> bool:
+        session = self._session(end)
+        return session is None or session.ask(messages)
+
+    def _left(self, end: TalkEnd) -> None:
+        session = self._session(end)
+        if session is not None:
+            session.detach(end)
+
+    # -- iopub -------------------------------------------------------------------------------------
+
+    def _subscribe(self) -> None:
+        assert self._iopub is not None
+        self._iopub.write(zmtp.subscribe(b""))
+        self.subscribed = True
+
+    def _published(self, piece: zmtp.Piece) -> None:
+        if self._held:
+            self._held.append(piece)
+            return
+        try:
+            self.journal.append(*piece)
+        except SksdError as error:
+            self._held.append(piece)
+            self._set_stall(str(error))
+            self._later()
+            return
+        if piece.boundary:
+            for here in self._links.values():
+                for end in list(here.iopub):
+                    end.pump()
+        if self._stall is None and self.journal.lag > self.buffer:
+            self._set_stall("its output fills the buffer for a front end that does not take it")
+
+    def _lost(self) -> None:
+        """The kernel has closed its socket: half a message is none."""
+        self.subscribed = False
+        self.journal.drop_partial()
+        self._before = self.journal.end
+
+    def _later(self) -> None:
+        if self._again is None or not self._again.active():
+            self._again = self._reactor.callLater(_AGAIN, self._relieve)
+
+    def _relieve(self) -> None:
+        """Whatever kept the kernel stopped may be over."""
+        if self._stall is None:
+            return
+        held, self._held = self._held, []
+        for piece in held:
+            self._published(piece)
+        if not self._held and self.journal.lag <= self.buffer // 2:
+            self._set_stall(None)
+        elif self._held:
+            self._later()
+
+    def _set_stall(self, reason: str | None) -> None:
+        if (self._stall is None) == (reason is None):
+            return
+        self._stall = reason
+        if self._iopub is not None:
+            self._iopub.read(reason is None)
+        self._stalled(reason)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def last(self) -> None:
+        """The kernel is dead: returns when what it had said is in the journal; streams then close by themselves."""
+        silent = [session.when_silent() for session in self._sessions.values()]
+        if self._iopub is not None:
+            # What its socket still holds is little, and has room.
+            self._iopub.read(True)
+            silent.append(self._iopub.when_silent())
+        with contextlib.suppress(defer.TimeoutError):
+            await defer.DeferredList(silent).addTimeout(_DRAIN, self._reactor)
+        self._over = True
+        if self._iopub is not None:
+            self._iopub.close()
+        for here in self._links.values():
+            for end in list(here.link.taps.values()):
+                end.last()  # type: ignore[attr-defined]
+        for session in list(self._sessions.values()):
+            session.last()
+
+    def close(self) -> None:
+        """For good; the journal stays."""
+        for timer in (self._again, self._saving):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._save_seen()
+        if self._iopub is not None:
+            self._iopub.close()
+        for session in list(self._sessions.values()):
+            session.close()
+        self.journal.close()
+
+
+def _read_seen(file: Path, journal: Journal) -> int:
+    try:
+        return min(int(file.read_text()), journal.end)
+    except (OSError, ValueError):
+        return journal.end

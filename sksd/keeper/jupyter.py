@@ -1,0 +1,75 @@
+"""The few Jupyter messages that the keeper itself says and reads (Jupyter messaging 5.3).
+
+Front ends speak for themselves: their messages pass unread. A message is `<IDS|MSG>`, the signature, then header,
+parent header, metadata and content as JSON, then buffers; the signature is HMAC-SHA256 over those four.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+DELIMITER: Final = b"<IDS|MSG>"
+_VERSION: Final = "5.3"
+
+
+def request(key: bytes, kind: str, content: dict[str, Any]) -> list[bytes]:
+    """The frames of a new request of type `kind`."""
+    header = {
+        "msg_id": secrets.token_hex(16),
+        "session": secrets.token_hex(16),
+        "username": "sksd",
+        "date": datetime.now(UTC).isoformat(),
+        "msg_type": kind,
+        "version": _VERSION,
+    }
+    parts = [msgspec.json.encode(part) for part in (header, {}, {}, content)]
+    return [DELIMITER, _sign(key, parts), *parts]
+
+
+def content_of(key: bytes, frames: Sequence[bytes]) -> dict[str, Any] | None:
+    """The content of a message with a right signature, None for anything else."""
+    parts = _parts(frames)
+    if parts is None or not hmac.compare_digest(_sign(key, parts[1:5]), parts[0]):
+        return None
+    try:
+        content: dict[str, Any] = msgspec.json.decode(parts[4], type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return content
+
+
+def as_past(key: bytes, frames: Sequence[bytes]) -> list[bytes]:
+    """The frames of a message with `"sksd": {"past": true}` in its metadata, signed anew; what is no Jupyter message
+    stays as it is."""
+    frames = list(frames)
+    parts = _parts(frames)
+    if parts is None:
+        return frames
+    try:
+        metadata = msgspec.json.decode(parts[3], type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return frames
+    metadata["sksd"] = msgspec.Raw(b'{"past":true}')
+    signed = [parts[1], parts[2], msgspec.json.encode(metadata), parts[4]]
+    before = frames[: frames.index(DELIMITER) + 1]
+    return [*before, _sign(key, signed), *signed, *parts[5:]]
+
+
+def _parts(frames: Sequence[bytes]) -> list[bytes] | None:
+    """Signature, header, parent, metadata, content, buffers."""
+    if DELIMITER not in frames:
+        return None
+    parts = list(frames)[list(frames).index(DELIMITER) + 1 :]
+    return parts if len(parts) >= 5 else None
+
+
+def _sign(key: bytes, parts: Sequence[bytes]) -> bytes:
+    if not key:
+        return b""
+    return hmac.digest(key, b"".join(parts), "sha256").hex().encode()
