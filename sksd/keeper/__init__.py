@@ -1,0 +1,1 @@
+"""The keeper: what keeps an engine's messages until every front end has them."""
