@@ -250,6 +250,13 @@ class CannotWrite(SksdError):
     code = "cannot-write"
 
 
+class CannotRead(SksdError):
+    """{path} on {host} cannot be read ({problem}): was it removed? What stood there is lost, what comes now is
+    kept."""
+
+    code = "cannot-read"
+
+
 # -- environments and engines -----------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """The host's end of each stream of a link: speaks ZMTP with the front end, and gives it whole messages in order.
 
-A stream's bytes towards the front end are this end's greeting, then raw messages of a source (the journal for iopub, a
-session's replies for the other channels). So the front end's place in the source follows from how many bytes of the
+A stream's bytes towards the front end are this end's greeting, then raw messages of a source: the journal for iopub,
+a session's replies for the other channels. So the front end's place in the source follows from how many bytes of the
 stream have left the relay, and where a stream breaks off, another goes on at the last whole message.
 """
 
@@ -198,8 +198,8 @@ class IopubEnd(FrontEnd):
 
 
 class TalkEnd(FrontEnd):
-    """shell, control or stdin: whole requests go to `asked(end, messages)`, replies come from the source that `greeted`
-    gives it once the front end's identity is known. `asked` answers whether there is room for more."""
+    """shell, control or stdin: whole requests go to `asked(end, messages)`, replies come from the source that
+    `greeted` gives it once the front end's identity is known. `asked` answers whether there is room for more."""
 
     def __init__(
         self, link: Link, stream: int, greeted: Callable[[TalkEnd, bytes], None],

@@ -38,8 +38,8 @@ LOOKS_A_QUESTION: Final = 10
 
 
 class Sizes(NamedTuple):
-    """How many bytes are kept of what a kernel publishes: `journal` on disk whoever wants them, up to `buffer` on disk
-    for front ends that are cut or slow, the last `memory` in memory, too."""
+    """How many bytes are kept of what a kernel publishes: `journal` on disk whoever wants them, up to `buffer` on
+    disk for front ends that are cut or slow, the last `memory` in memory, too."""
 
     journal: int
     buffer: int

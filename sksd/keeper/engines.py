@@ -45,8 +45,8 @@ class Engines:
         self._engines: dict[str, Engine] = {}
 
     def adopt(self) -> None:
-        """Called once, when the keeper starts: engines that live are taken over, of those that have ended what they had
-        said is kept for a while."""
+        """Called once, when the keeper starts: engines that live are taken over; of those that have ended, what they
+        had said is kept for a while."""
         for record in records.load_all():
             if record.ended is not None and record.ended.asked:
                 records.remove(record)

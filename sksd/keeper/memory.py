@@ -1,6 +1,6 @@
 """Whether a process was killed because memory ran out.
 
-The kernel (the machine's) counts that for each control group: `memory.events` (cgroups v2), `memory.oom_control` (v1).
+Linux counts that for each control group: `memory.events` (cgroups v2), `memory.oom_control` (v1).
 Where neither can be read, nobody knows.
 """
 

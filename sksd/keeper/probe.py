@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,7 +46,7 @@ class Question:
     def _received(self, piece: zmtp.Piece) -> None:
         self._held += bytes(piece.data)
         ends = [0, *zmtp.boundaries(self._held)]
-        for start, end in zip(ends, ends[1:], strict=False):
+        for start, end in itertools.pairwise(ends):
             content = jupyter.content_of(self._key, zmtp.split(self._held[start:end]))
             if content is not None and not self._closed:
                 self.close()

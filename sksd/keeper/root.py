@@ -19,7 +19,7 @@ from sksd.wire.names import PROTOCOL
 
 
 class KeeperRoot(Remote):
-    """One proxy's connection. `configure` takes what the daemon's configuration says, `listen` who is told of events."""
+    """One proxy's connection. `configure` takes what the configuration says, `listen` who is told of events."""
 
     def __init__(
         self,

@@ -94,8 +94,8 @@ class Link:
     def accepting(
         cls, clock: IReactorTime, on_hello: Callable[[Link, Hello], None], limits: Limits | None = None
     ) -> Link:
-        """The engine's end. `on_hello(link, hello)` is called once: it looks up `hello.engine` and sets `on_opened`, or
-        raises a SksdError, which the other end is told."""
+        """The engine's end. `on_hello(link, hello)` is called once: it looks up `hello.engine` and sets `on_opened`,
+        or raises a SksdError, which the other end is told."""
         link = cls(clock, Core(clock.seconds(), None, limits))
         link._on_hello = on_hello
         return link

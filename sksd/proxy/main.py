@@ -1,4 +1,4 @@
-"""The proxy's process: one a user. It ends when nobody is connected and nothing goes on; the engines have a keeper."""
+"""The proxy's process: one a user. It ends when nobody is connected; the engines have a keeper."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sksd.proxy.spin_up import SpinningUp  # noqa: E402
 from sksd.wire.broker import BrokerFactory, LimitedBroker  # noqa: E402
 from sksd.wire.messages import Settings  # noqa: E402
 from sksd.wire.names import PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
-from sksd.wire.resident import Entrance, Resident, run  # noqa: E402
+from sksd.wire.resident import Build, Entrance, Resident, run  # noqa: E402
 
 log = Logger()
 
@@ -39,7 +39,7 @@ class Proxy:
         activations = Activations(partial(shell.run, reactor))
         self.spinning = SpinningUp(self.keeper, activations, login, sys.prefix)
         self.brokers = BrokerFactory()
-        entrances = {PREAMBLE_PB: self._broker, PREAMBLE_LINK: partial(HandOver, self.keeper)}
+        entrances: dict[bytes, Build] = {PREAMBLE_PB: self._broker, PREAMBLE_LINK: partial(HandOver, self.keeper)}
         self.resident = Resident(reactor, entrances, lambda: False)
         # Soon it will be needed, and it takes its time.
         reactor.callWhenRunning(lambda: defer.ensureDeferred(self._begin()))

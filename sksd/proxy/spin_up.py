@@ -23,8 +23,8 @@ Progress = Callable[[str, str], None]
 
 
 class SpinningUp:
-    """Environments of this user, and the keeper of the engines. `login`: the clean login environment; `own`: the prefix that
-    sksd itself runs in. `settings` are replaced when a daemon tells what its configuration says."""
+    """Environments of this user, and the keeper of the engines. `login`: the clean login environment; `own`: the
+    prefix that sksd itself runs in. `settings` are replaced when a daemon tells what its configuration says."""
 
     def __init__(self, keeper: Keeper, activations: Activations, login: Mapping[str, str], own: str) -> None:
         self._keeper = keeper

@@ -13,8 +13,8 @@ ALPN_LINK: Final = b"sksd-link/1"
 #: On the UNIX socket of a proxy there is no ALPN: the first line says the same.
 PREAMBLE_PB: Final = ALPN_PB + b"\n"
 PREAMBLE_LINK: Final = ALPN_LINK + b"\n"
-#: On the keeper's socket: one descriptor comes with the line, of a connection that begins as a link does; what was read
-#: of it already follows.
+#: On the keeper's socket: one descriptor comes with the line, of a connection that begins as a link does; what was
+#: read of it already follows.
 PREAMBLE_HANDOVER: Final = b"sksd-handover/1\n"
 
 #: Zeroconf service type (RFC 6763).

@@ -147,10 +147,10 @@ class Connecting(protocol.Factory):
 
         def connection_made() -> None:
             broker.transport.write(PREAMBLE_PB)
-            made()
+            made()  # type: ignore[no-untyped-call]
 
         broker.connectionMade = connection_made  # type: ignore[method-assign]
-        broker.notifyOnDisconnect(self._gone)
+        broker.notifyOnDisconnect(self._gone)  # type: ignore[no-untyped-call]
         return broker
 
     def _gone(self) -> None:

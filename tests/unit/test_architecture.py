@@ -13,6 +13,7 @@ ALLOWED = {
     "link": {"wire"},
     "server": {"wire", "link"},
     "proxy": {"wire", "link"},
+    "keeper": {"wire", "link"},
     "client": {"wire", "link"},
     "jupyter": {"wire", "client"},
     "cli": {"wire", "link", "client", "jupyter"},
