@@ -5,51 +5,185 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from twisted.internet import defer
-from twisted.internet.error import ConnectionLost
+from twisted.logger import Logger
 
 from sksd import __version__, paths
+from sksd.client.backoff import Backoff
+from sksd.client.network import NetworkWatch
 from sksd.client.session import CONNECT_TIMEOUT, Route, open_link
-from sksd.errors import CannotWrite, LinkCut, SksdError, TimedOut
-from sksd.link.hello import new_hello
+from sksd.errors import (
+    CannotWrite,
+    HostGone,
+    LinkCut,
+    NotSksd,
+    ProxyFailed,
+    ProxyLost,
+    SksdError,
+    TimedOut,
+    Unreachable,
+)
+from sksd.link.hello import Hello, Replay, new_hello
 from sksd.link.limits import FINISH_LIMIT, GOODBYE_LIMIT
 from sksd.link.link import Link
 from sksd.link.local import Channels, LocalEnd
 from sksd.link.protocol import LinkConnection
 from sksd.wire.messages import Ticket
 
+log = Logger()
+
 IPC: Final = "ipc"
 TCP: Final = "tcp"
 _FOLDERS: Final = "relay-"
+#: The link is up to date when fewer bytes than `_TRICKLE` came in `_SETTLE` seconds.
+_SETTLE: Final = 0.2
+_TRICKLE: Final = 64 * 1024
+#: Why a host may not be reached just now; anything else ends a link.
+_PASSING: Final = (Unreachable, TimedOut, HostGone, LinkCut, NotSksd, ProxyFailed, ProxyLost, OSError)
 
 
-class _Connection(LinkConnection):
-    """Tells when its transport is gone, so that the last word has left."""
+class Status(msgspec.Struct, frozen=True):
+    """What a person may be told of a link. `cut`: seconds since it was cut, None while it stands; `why`: what cut it.
+    `caught_up`: bytes that came after the last cut, while the link was brought up to date; `lost`: the host had
+    forgotten the link, so that what was said meanwhile may be missing."""
 
-    def __init__(self, link: Link) -> None:
-        super().__init__(link)
-        self.gone: defer.Deferred[None] = defer.Deferred()
+    cut: float | None = None
+    why: str = ""
+    caught_up: int = 0
+    lost: bool = False
 
-    def connectionLost(self, reason: Any = None) -> None:
-        """Called by the transport, last."""
-        if reason.check(ConnectionLost) is not None:
-            # Twisted's own words are for programmers.
-            self.link.disconnected("the connection broke off")
+
+class Carrier:
+    """One link that is connected again whenever it is cut, for as long as its engine lives.
+
+    `told(status)` is called when the link is cut, and when it is back. Used by the relay, and by whoever speaks on a
+    link without front ends.
+    """
+
+    def __init__(self, reactor: Any, route: Route, hello: Hello, told: Callable[[Status], None]) -> None:
+        self.link = Link.opening(reactor, hello)
+        self.link.on_cut = self._cut
+        self.link.on_resumed = self._resumed
+        self._reactor = reactor
+        self._route = route
+        self._told = told
+        self._backoff = Backoff(random.random)
+        self._network: NetworkWatch | None = None
+        self._retry: Any = None
+        self._trying = False
+        self._why = ""
+        self._since = 0.0
+        self._before = 0
+        self._late: Any = None
+
+    async def open(self, timeout: float) -> None:
+        """The first connection. Raises what `connect` raises, TicketRefused, EngineEnded and NoSuchEngine."""
+        await self._connect(timeout)
+        welcomed = self.link.when_welcomed()
+        try:
+            await welcomed.addTimeout(timeout, self._reactor)
+        except defer.TimeoutError:
+            raise TimedOut(host=self._route.name, seconds=f"{timeout:g}") from None
+        self._backoff.connected(self._reactor.seconds())
+        if not self.link.ended:
+            self._network = NetworkWatch(self._reactor, self._changed)
+            self.link.when_ended().addCallback(self._over)
+
+    def _over(self, error: SksdError | None) -> SksdError | None:
+        if self._network is not None:
+            self._network.stop()
+        for timer in (self._retry, self._late):
+            if timer is not None and timer.active():
+                timer.cancel()
+        return error
+
+    async def _connect(self, timeout: float) -> None:
+        await open_link(self._reactor, self._route, lambda: LinkConnection(self.link), timeout)
+
+    def _changed(self) -> None:
+        """The network may be another."""
+        if self.link.core.is_cut:
+            self._backoff.now()
+            self._again(0.0)
         else:
-            super().connectionLost(reason)
-        self.gone.callback(None)
+            self.link.probe()
+
+    def _cut(self, problem: str) -> None:
+        if not self._since:
+            self._since, self._why = self._reactor.seconds(), problem
+            self._before = self.link.core.received
+            log.info("the link was cut: {why}", why=problem)
+            self._told(Status(cut=0.0, why=problem))
+        self._again(self._backoff.wait(self._reactor.seconds()))
+
+    def _again(self, wait: float) -> None:
+        if self._retry is not None and self._retry.active():
+            self._retry.cancel()
+        if not self._trying:
+            self._retry = self._reactor.callLater(wait, lambda: defer.ensureDeferred(self._try()))
+
+    async def _try(self) -> None:
+        if self._trying or self.link.ended or not self.link.core.is_cut:
+            return
+        self._trying = True
+        try:
+            await self._connect(CONNECT_TIMEOUT)
+        except _PASSING as error:
+            log.info("not yet: {why}", why=str(error))
+        except SksdError as error:
+            # The certificate is another one: nothing more may be said to that host.
+            self.link.end(error)
+        finally:
+            self._trying = False
+        if not self.link.ended and self.link.core.is_cut:
+            self._told(Status(cut=self.cut_for, why=self._why))
+            self._again(self._backoff.wait(self._reactor.seconds()))
+
+    @property
+    def cut_for(self) -> float | None:
+        """Seconds since the link was cut; None while it stands."""
+        return self._reactor.seconds() - self._since if self._since else None
+
+    def _resumed(self) -> None:
+        self._since = 0.0
+        self._backoff.connected(self._reactor.seconds())
+        # What the cut has held up comes within moments; then it is known how much that was.
+        self._settle(self.link.core.received)
+
+    def _settle(self, received: int) -> None:
+        def look() -> None:
+            now = self.link.core.received
+            if self._since or self.link.ended:
+                return
+            if now - received > _TRICKLE:
+                self._settle(now)
+            else:
+                self._told(Status(caught_up=now - self._before))
+
+        self._late = self._reactor.callLater(_SETTLE, look)
 
 
 class Relay:
     """Made by `open_relay`. `file` is the connection file, `engine` the engine's id."""
 
-    def __init__(self, reactor: Any, route: Route, ticket: Ticket, file: Path | None, transport: str) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        route: Route,
+        ticket: Ticket,
+        file: Path | None,
+        transport: str,
+        replay: Replay,
+        told: Callable[[Status], None],
+    ) -> None:
         self.engine = ticket.engine
         self._reactor = reactor
         self._route = route
@@ -57,20 +191,16 @@ class Relay:
         self._transport = transport
         self._folder = _Folder()
         self.file = file or self._folder.path / "kernel.json"
-        self._link = Link.opening(reactor, new_hello(ticket.ticket, f"sksd {__version__}"))
-        self._connection: _Connection | None = None
+        hello = new_hello(ticket.ticket, f"sksd {__version__}", replay)
+        self._carrier = Carrier(reactor, route, hello, told)
         self._local: LocalEnd | None = None
         #: The inode of the connection file: another relay may have been given the same name since.
         self._written: int | None = None
         self._stopping = False
 
     async def _open(self, timeout: float) -> None:
-        self._connection = await open_link(self._reactor, self._route, lambda: _Connection(self._link), timeout)
-        welcomed = self._link.when_welcomed()
         try:
-            await welcomed.addTimeout(timeout, self._reactor)
-        except defer.TimeoutError:
-            raise TimedOut(host=self._route.name, seconds=f"{timeout:g}") from None
+            await self._carrier.open(timeout)
         except SksdError as error:
             raise self._named(error) from None
         channels = Channels(
@@ -79,7 +209,7 @@ class Relay:
             transport=self._transport,
             folder=self._folder.sockets,
         )
-        self._local = LocalEnd(self._reactor, self._link, channels)
+        self._local = LocalEnd(self._reactor, self._carrier.link, channels)
         info = self._local.start()
         try:
             paths.write_private(self.file, msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
@@ -93,15 +223,20 @@ class Relay:
         """`error` with what only this end knows: the person's name for the host, and the engine."""
         return type(error)(**{"engine": self.engine, **error.fields, "host": self._route.name})
 
+    @property
+    def cut_for(self) -> float | None:
+        """Seconds since the link was cut; None while it stands."""
+        return self._carrier.cut_for
+
     def when_ended(self) -> defer.Deferred[SksdError | None]:
-        """Fires when the link is over: with why, as EngineEnded or LinkCut; None after `stop`."""
+        """Fires when the link is over: with why, as EngineEnded or LinkForgotten; None after `stop`."""
 
         def over(error: SksdError | None) -> SksdError | None:
             if self._stopping:
                 return None
             return self._named(error or LinkCut(problem="the host ended it"))
 
-        return self._link.when_ended().addCallback(over)
+        return self._carrier.link.when_ended().addCallback(over)
 
     async def stop(self) -> None:
         """End the link (the engine goes on) and remove connection file and sockets. Harmless when done before.
@@ -109,18 +244,16 @@ class Relay:
         Returns when everything is gone, after FINISH_LIMIT and GOODBYE_LIMIT seconds at the latest.
         """
         self._stopping = True
+        link = self._carrier.link
         try:
             if self._local is not None:
                 await self._local.stop()
             else:
-                self._link.end()
-            if self._connection is not None and not self._connection.gone.called:
+                link.end()
+            if not link.when_closed().called:
                 # Shielded: a person who is in a hurry ends the waiting, not the protocol.
-                leaving: defer.Deferred[None] = defer.Deferred()
-                self._connection.gone.addCallback(lambda _: None if leaving.called else leaving.callback(None))
-                limit = FINISH_LIMIT + GOODBYE_LIMIT + 1
                 with contextlib.suppress(defer.TimeoutError):
-                    await leaving.addTimeout(limit, self._reactor)
+                    await link.when_closed().addTimeout(FINISH_LIMIT + GOODBYE_LIMIT + 1, self._reactor)
         finally:
             with contextlib.suppress(OSError):
                 if self._written is not None and os.stat(self.file).st_ino == self._written:
@@ -165,6 +298,10 @@ def _sweep(parent: Path) -> None:
                 os.close(lock)
 
 
+def _silent(_: Status) -> None:
+    pass
+
+
 async def open_relay(
     reactor: Any,
     route: Route,
@@ -173,14 +310,18 @@ async def open_relay(
     file: Path | None = None,
     transport: str = IPC,
     timeout: float = CONNECT_TIMEOUT,
+    replay: Replay = "missed",
+    told: Callable[[Status], None] = _silent,
 ) -> Relay:
     """Open the link and listen; front ends can connect when this returns.
 
     `file`: where to write the connection file (None: in a private folder); its folder exists. `transport`: IPC or
-    TCP (on 127.0.0.1, for front ends that know nothing else). Called by the command line and the Spyder plugin.
-    Raises what `connect` raises, and TicketRefused, EngineEnded, CannotListen, CannotWrite.
+    TCP (on 127.0.0.1, for front ends that know nothing else). `replay`: what the first front end gets of what was
+    said before (sksd.link.hello). `told` is called when the link is cut and when it is back. Called by the command
+    line and the Spyder plugin. Raises what `connect` raises, and TicketRefused, EngineEnded, CannotListen,
+    CannotWrite.
     """
-    relay = Relay(reactor, route, ticket, file, transport)
+    relay = Relay(reactor, route, ticket, file, transport, replay, told)
     try:
         await relay._open(timeout)
     except BaseException:

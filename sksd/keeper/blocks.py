@@ -50,6 +50,15 @@ class Blocks:
             at = begin
         return b"".join(reversed(parts))
 
+    def truncate(self, end: int) -> None:
+        """Forget what is at `end`, which is not before `start`, and behind it."""
+        while self._blocks and self.end - len(self._blocks[-1]) >= end:
+            self.end -= len(self._blocks.pop())
+        if self.end > end:
+            self._blocks[-1] = self._blocks[-1][: len(self._blocks[-1]) - (self.end - end)]
+        self.end = end
+        self.start = min(self.start, end)
+
     def release(self, up_to: int) -> None:
         """Forget the blocks that end at or before `up_to`."""
         while self._blocks and self.start + len(self._blocks[0]) <= up_to:

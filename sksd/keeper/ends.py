@@ -186,7 +186,7 @@ class IopubEnd(FrontEnd):
     def _next(self) -> bytes:
         if self._cursor >= self._now:
             return super()._next()
-        found = next(iter(self._journal.messages_from(self._cursor)), None)
+        found = next(iter(self._journal.messages(self._cursor)), None)
         if found is None:
             return b""
         start, message = found

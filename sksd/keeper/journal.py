@@ -123,6 +123,15 @@ class Journal:
         self._tail.release(self._written - self._memory)
         self.trim()
 
+    def drop_partial(self) -> None:
+        """The rest of an unfinished message will never come: forget its beginning. Harmless without one."""
+        if self.partial:
+            # What stays behind in the file is written over by the next message, or cut off by who opens it next.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.end - self._segments[-1].start)
+            self._tail.truncate(self.end)
+            self._written = self.end
+
     def pin(self, name: object, offset: int) -> None:
         """Keep what is at `offset` and behind it, for whoever calls itself `name`; again: moves its pin."""
         self._check(offset)

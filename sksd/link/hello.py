@@ -26,6 +26,9 @@ NOW: Final = "now"
 START: Final = "start"
 
 
+Replay = Literal["missed", "now", "start"]
+
+
 class Hello(Answer, kw_only=True):
     """The client's first frame, the only one that the daemon reads.
 
@@ -42,7 +45,7 @@ class Hello(Answer, kw_only=True):
     resume: bool = False
     client: Short = ""
     engine: Annotated[str, Meta(pattern=r"\A[a-z0-9]{0,32}\Z")] = ""
-    replay: Literal["missed", "now", "start"] = "missed"
+    replay: Replay = "missed"
     watch: bool = False
 
 
@@ -65,9 +68,9 @@ class Goodbye(Answer):
 M = TypeVar("M", bound=Answer)
 
 
-def new_hello(ticket: str, client: str = "") -> Hello:
+def new_hello(ticket: str, client: str = "", replay: Replay = "missed", watch: bool = False) -> Hello:
     """The HELLO of a new link with its own random id."""
-    return Hello(link=secrets.token_hex(16), ticket=ticket, client=client)
+    return Hello(link=secrets.token_hex(16), ticket=ticket, client=client, replay=replay, watch=watch)
 
 
 def read_body(shape: type[M], body: bytes) -> M:
