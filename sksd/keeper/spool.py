@@ -14,7 +14,8 @@ class Spool:
     """Bytes from `start` to `end`, first in, first out; offsets count every byte ever appended.
 
     Up to `memory` bytes are in memory. What comes when these are taken goes to a file without a name in `folder`, of
-    at most `disk` bytes, until the reader has taken everything; nothing of it outlives the process.
+    at most `disk` bytes, until the reader has taken everything; nothing of it outlives the process. When nothing
+    waits, a piece of any length is taken.
     """
 
     def __init__(self, folder: Path, *, memory: int, disk: int) -> None:
@@ -37,7 +38,10 @@ class Spool:
         Raises DiskFull and CannotWrite, and then nothing of it was taken either. In each case ask again later, when
         the reader has released something or the disk has room.
         """
-        if self._blocks.end == self.end and self.size + len(data) <= self._memory:
+        if not data:
+            return True
+        # One that is larger than all there is room for must come through, too.
+        if not self.size or (self._blocks.end == self.end and self.size + len(data) <= self._memory):
             self._blocks.append(data)
         elif self.end - max(self.start, self._blocks.end) + len(data) <= self._disk:
             try:
