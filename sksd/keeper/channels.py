@@ -48,8 +48,8 @@ class Channels:
     """`seen`: the file that says where begins what nobody has had; `spools`: a folder for what waits.
 
     `stalled(reason)` is called when the kernel must be stopped, because what it says can be kept nowhere, and with
-    None when it may go on. `buffer`: how many bytes a front end may be behind before that. `expects()`: whether the kernel
-    lives, or will again.
+    None when it may go on. `buffer`: how many bytes a front end may be behind before that. `expects()`: whether the
+    kernel lives, or will again.
     """
 
     def __init__(

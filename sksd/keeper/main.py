@@ -4,7 +4,7 @@ front end to come back."""
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Final
 
 from sksd import reactor as choose_reactor
 
@@ -20,6 +20,9 @@ from sksd.wire.broker import BrokerFactory, LimitedBroker  # noqa: E402
 from sksd.wire.messages import Settings  # noqa: E402
 from sksd.wire.names import DEAD, PREAMBLE_HANDOVER, PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
 from sksd.wire.resident import Entrance, Resident, run  # noqa: E402
+
+#: Shorter than a proxy's, which keeps it company.
+LINGER: Final = 0.2
 
 
 class Keeper:
@@ -39,6 +42,7 @@ class Keeper:
                 PREAMBLE_HANDOVER: self.links.handover,
             },
             lambda: bool(self.engines.living() or self.links.waiting()),
+            LINGER,
         )
         self.engines.adopt()
 

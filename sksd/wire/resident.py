@@ -42,8 +42,11 @@ class Resident:
     """`entrances`: for each first line what builds the protocol behind it. `busy` says whether something goes on that
     needs the process though nobody is connected; call `rest` whenever that may have ended."""
 
-    def __init__(self, reactor: Any, entrances: Mapping[bytes, Build], busy: Callable[[], bool]) -> None:
+    def __init__(
+        self, reactor: Any, entrances: Mapping[bytes, Build], busy: Callable[[], bool], linger: float = LINGER
+    ) -> None:
         self.connections = 0
+        self._linger = linger
         self.entrances = entrances
         self._reactor = reactor
         self._busy = busy
@@ -55,7 +58,7 @@ class Resident:
             self._leaving.cancel()
         self._leaving = None
         if not self.connections and not self._busy():
-            self._leaving = self._reactor.callLater(LINGER, self._leave)
+            self._leaving = self._reactor.callLater(self._linger, self._leave)
 
     def _leave(self) -> None:
         self._leaving = None

@@ -210,8 +210,9 @@ class DaemonCase(unittest.TestCase):
     @defer.inlineCallbacks
     def nothing_is_left(self) -> Any:
         """Engines that a test has left are ended by it; what sksd itself leaves is a failure."""
-        if self.named("sksd.proxy"):
-            yield defer.ensureDeferred(until(lambda: not self.named("sksd.proxy"), "the proxy ends", 15))
+        for name in ("sksd.proxy", "sksd.keeper"):
+            if self.named(name):
+                yield defer.ensureDeferred(until(lambda name=name: not self.named(name), f"{name} ends", 15))
         left = []
         for process in list(self.processes()):
             with contextlib.suppress(psutil.Error):

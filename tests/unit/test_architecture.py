@@ -27,7 +27,7 @@ PURE = [
     "link/hello.py",
     "link/chunks.py",
     "link/zmtp.py",
-    "proxy/lifecycle.py",
+    "keeper/lifecycle.py",
     "wire/messages.py",
     "wire/announcement.py",
     "server/arithmetic.py",

@@ -11,7 +11,7 @@ from hypothesis.stateful import (
 )
 from twisted.trial import unittest
 
-from sksd.proxy.lifecycle import KILL_AFTER, Action, Arm, Do, End, Lifecycle
+from sksd.keeper.lifecycle import KILL_AFTER, Action, Arm, Do, End, Lifecycle
 from sksd.wire.names import DEAD, RESTARTING, RUNNING, STARTING, STOPPING
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet import inotify
 from twisted.trial.unittest import SynchronousTestCase
 
-from sksd.proxy.log import BoundedLogs, read_log
+from sksd.keeper.log import BoundedLogs, read_log
 
 
 class Reactor:
