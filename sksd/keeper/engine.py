@@ -77,6 +77,7 @@ class Engine:
         self.stalled: str | None = None
         #: What has become of its files: nothing of a dead engine is carried any more.
         self.closed = False
+        self._removed = False
         #: The last lines of the log, kept after the log itself is gone.
         self.last_words = ""
         self._reactor = reactor
@@ -171,6 +172,11 @@ class Engine:
         return self._life.cause == "stopped"
 
     @property
+    def unheard(self) -> bool:
+        """It has said what no front end has had."""
+        return self._channels is not None and self._channels.seen < self._channels.journal.end
+
+    @property
     def died(self) -> float:
         """When it died, in seconds since 1970."""
         return self.record.ended.at if self.record.ended is not None else time.time()
@@ -181,7 +187,7 @@ class Engine:
             for link in self._channels.links:
                 link.end(self._epitaph())
             self._channels.close()
-        self.closed = True
+        self.closed = self._removed = True
         try:
             records.remove(self.record)
         except OSError as failed:
@@ -456,10 +462,13 @@ class Engine:
         end = self._life.end or End()
         self.record.ended = records.Ended(self.how(), time.time(), self.stopped, end.exit_code, end.signal)
         self.stalled = None
+        if self._removed:
+            return
         try:
             records.save(self.record)
+            records.remove_folder(Path(self.record.runtime))
         except OSError as failed:
-            log.warn("how engine {id} ended is not kept: {failed}", id=self.record.id, failed=failed)
+            log.warn("engine {id} left something behind: {failed}", id=self.record.id, failed=failed)
 
     def _do_report(self) -> None:
         self._changed(self)

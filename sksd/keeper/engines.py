@@ -108,8 +108,6 @@ class Engines:
             "kernel_name": "",
         }
         connection |= {f"{channel}_port": number for number, channel in enumerate(_CHANNELS, 1)}
-        # A record takes only UTF-8: a kernel without such a variable is better than none.
-        variables = {name: value for name, value in wish.variables.items() if _is_utf8(name + value)}
         record = records.Record(
             id=engine,
             environment=wish.environment,
@@ -122,7 +120,7 @@ class Engines:
             linger=wish.linger,
             ready_within=wish.timeout,
             arguments=[each.replace(CONNECTION_FILE, str(file)) for each in wish.arguments],
-            variables=variables,
+            variables=wish.variables,
             connection=connection,
             runtime=str(folder),
         )
@@ -152,8 +150,11 @@ class Engines:
 
     def _engine_gone(self, engine: Engine) -> None:
         """Nobody is to be told anything of it any more."""
-        if engine.record.id not in self._engines or engine.stopped:
+        if engine.stopped:
             self.forget(engine.record.id)
+        elif not engine.unheard:
+            # It is listed as long as this process lives; there is nothing to come back for.
+            engine.remove()
 
     def _forget_old(self) -> None:
         dead = [engine for engine in self.all() if engine.state == DEAD and engine.closed]
@@ -178,11 +179,6 @@ class Engines:
 def new_id() -> str:
     """A new engine's id: 50 random bits, never used again."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
-
-
-def _is_utf8(text: str) -> bool:
-    # os.environ holds other bytes as lone surrogates.
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _check_folder(cwd: str) -> None:

@@ -15,7 +15,7 @@ from sksd.keeper.engines import Engines
 from sksd.wire import messages
 from sksd.wire.broker import Remote
 from sksd.wire.calls import tell
-from sksd.wire.names import PROTOCOL
+from sksd.wire.names import DEAD, PROTOCOL
 
 
 class KeeperRoot(Remote):
@@ -84,10 +84,15 @@ class KeeperRoot(Remote):
         return engine.describe()
 
     async def remote_log(self, request: dict[str, Any]) -> messages.LogPage:
-        """A page of an engine's log."""
+        """A page of an engine's log; of one of which nothing is kept, its last words."""
         query = messages.read(messages.LogQuery, request)
-        self._engines.get(query.engine)
-        data, start, size = engine_log.read_log(records.log_path(query.engine), query.offset, query.limit)
+        engine = self._engines.get(query.engine)
+        if engine.state == DEAD and not records.log_path(query.engine).exists():
+            words = engine.last_words.encode()
+            start = max(0, len(words) + query.offset) if query.offset < 0 else query.offset
+            data, size = words[start : start + query.limit], len(words)
+        else:
+            data, start, size = engine_log.read_log(records.log_path(query.engine), query.offset, query.limit)
         after = start + len(data)
         return messages.LogPage(text=data.decode("utf-8", "replace"), offset=start, next=after, end=after >= size)
 

@@ -14,6 +14,22 @@ from sksd.wire.messages import Accept, Kernel, Unmet
 
 #: The packages that can be started, the preferred first, and the module of each that takes `-f CONNECTION_FILE`.
 MODULES = {"spyder-kernels": "spyder_kernels.console", "ipykernel": "ipykernel_launcher"}
+#: Starts the module in the first argument as `python -m` would, with sockets that never drop what the kernel says: a PUB
+#: of ZeroMQ drops once 1,000 messages wait, and no kernel has an option for that. Only the kernel's own sockets are
+#: made so, up to the one that publishes, which is its last.
+BOOT = """\
+import runpy, sys, zmq
+make = zmq.Context.socket
+def socket(self, kind, *args, **options):
+    made = make(self, kind, *args, **options)
+    made.sndhwm = 0
+    if kind in (zmq.PUB, zmq.XPUB):
+        zmq.Context.socket = make
+    return made
+zmq.Context.socket = socket
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 #: What counts when the front end names nothing.
 ANY_KERNEL = tuple(Accept(package=package) for package in MODULES)
 

@@ -9,7 +9,7 @@ from sksd import paths
 from sksd.proxy.activation import Activations
 from sksd.proxy.environments import find_environment, list_environments
 from sksd.proxy.keeper import Keeper
-from sksd.proxy.kernels import MODULES, choose_kernel, shortcoming
+from sksd.proxy.kernels import BOOT, MODULES, choose_kernel, shortcoming
 from sksd.proxy.prefixes import PrefixReader
 from sksd.proxy.sources import Sources
 from sksd.wire import messages
@@ -70,8 +70,17 @@ class SpinningUp:
             python=prefix.version or "",
             kernel=chosen,
             # Frozen modules would hide the standard library from the debugger.
-            arguments=[prefix.python, "-Xfrozen_modules=off", "-m", MODULES[chosen.package], "-f", CONNECTION_FILE],
-            variables=variables,
+            arguments=[
+                prefix.python,
+                "-Xfrozen_modules=off",
+                "-c",
+                BOOT,
+                MODULES[chosen.package],
+                "-f",
+                CONNECTION_FILE,
+            ],
+            # The wire takes only UTF-8: a kernel without such a variable is better than none.
+            variables={name: value for name, value in variables.items() if _is_utf8(name + value)},
             cwd=wish.cwd,
             linger=wish.linger,
             timeout=wish.timeout,
@@ -80,3 +89,8 @@ class SpinningUp:
         outcome = await self._keeper.call("start", start, messages.Outcome, timeout=wish.timeout + _MARGIN)
         outcome.outcome = STARTED
         return outcome
+
+
+def _is_utf8(text: str) -> bool:
+    # os.environ holds other bytes as lone surrogates.
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
