@@ -85,7 +85,7 @@ class Channels:
         self.subscribed = False
         #: Where the journal ended when the kernel was last there anew.
         self._before = journal.end
-        self._over = False
+        self._over = self._closed = False
 
     @property
     def hears(self) -> bool:
@@ -285,7 +285,10 @@ class Channels:
             session.last()
 
     def close(self) -> None:
-        """For good; the journal stays."""
+        """For good; the journal stays. Harmless when done before."""
+        if self._closed:
+            return
+        self._closed = True
         for timer in (self._again, self._saving):
             if timer is not None and timer.active():
                 timer.cancel()

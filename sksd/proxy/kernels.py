@@ -14,9 +14,9 @@ from sksd.wire.messages import Accept, Kernel, Unmet
 
 #: The packages that can be started, the preferred first, and the module of each that takes `-f CONNECTION_FILE`.
 MODULES = {"spyder-kernels": "spyder_kernels.console", "ipykernel": "ipykernel_launcher"}
-#: Starts the module in the first argument as `python -m` would, with sockets that never drop what the kernel says: a PUB
-#: of ZeroMQ drops once 1,000 messages wait, and no kernel has an option for that. Only the kernel's own sockets are
-#: made so, up to the one that publishes, which is its last.
+#: Starts the module in the first argument as `python -m` would, with sockets that never drop what the kernel says: a
+#: PUB of ZeroMQ drops once 1,000 messages wait, and no kernel has an option for that. Only the kernel's own sockets
+#: are made so, up to the one that publishes, which is its last.
 BOOT = """\
 import runpy, sys, zmq
 make = zmq.Context.socket

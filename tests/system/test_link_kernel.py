@@ -40,9 +40,7 @@ LIMIT = 30.0
 class Joined:
     """A remote end at `info` and a local end at `channels`."""
 
-    def __init__(
-        self, info: dict[str, Any], channels: Channels, is_alive: Callable[[], bool] = lambda: True
-    ) -> None:
+    def __init__(self, info: dict[str, Any], channels: Channels, is_alive: Callable[[], bool] = lambda: True) -> None:
         self.info = info
         self.is_alive = is_alive
         self.hello: Hello | None = None

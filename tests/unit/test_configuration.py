@@ -184,9 +184,7 @@ class SyntaxTests(Files):
         self.refused(b"\x7fELF\x02\x01\x01\x00", 1, "not text")
 
     def test_never_another_error(self) -> None:
-        @given(
-            st.text(st.sampled_from("[]=#; \n\tsksdportname019*/()CORES,\x00é"), max_size=60) | st.binary()
-        )
+        @given(st.text(st.sampled_from("[]=#; \n\tsksdportname019*/()CORES,\x00é"), max_size=60) | st.binary())
         def garbage(text: str | bytes) -> None:
             try:
                 self.read(text)

@@ -96,7 +96,6 @@ class Reaching(unittest.TestCase):
         self.failureResultOf(reached, SksdError)
         self.assertTrue(transport.aborted)
 
-
     def test_lost_with_engines_is_tried_more_than_once(self) -> None:
         self.proxy.running = {"engine"}
         self.proxy._lost()
