@@ -30,6 +30,7 @@ PURE = [
     "keeper/lifecycle.py",
     "wire/messages.py",
     "wire/announcement.py",
+    "client/backoff.py",
     "server/arithmetic.py",
 ]
 
