@@ -121,9 +121,17 @@ class LoadCase(DaemonCase):
         for front in fronts:
             front.transport.write(b"go\n")  # type: ignore[union-attr]
 
-    async def report(self, front: Process, load: Load) -> dict[str, Any]:
-        """What it has seen; fails where a line or a reply was lost, came twice, or in another order."""
-        code = await front.ended.addTimeout(load.seconds + 3 * CATCH_UP, reactor)
+    async def report(self, front: Process, load: Load, *relays: Process) -> dict[str, Any]:
+        """What it has seen; fails where a line or a reply was lost, came twice, or in another order, and as soon as
+        one of `relays` ends."""
+
+        def ended() -> bool:
+            for relay in relays:
+                self.assertFalse(relay.ended.called, self.about("a relay ended"))
+            return front.ended.called
+
+        await until(ended, self.about("the front end's report"), load.seconds + 3 * CATCH_UP)
+        code = await front.ended
         self.assertEqual(code, 0, self.about(front.output.decode()))
         report: dict[str, Any] = json.loads(front.output.splitlines()[-1])
         self.assertEqual(report["problems"], [], self.about(report))

@@ -29,6 +29,7 @@ PURE = [
     "proxy/lifecycle.py",
     "wire/messages.py",
     "wire/announcement.py",
+    "client/backoff.py",
     "server/arithmetic.py",
 ]
 
