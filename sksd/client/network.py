@@ -45,7 +45,9 @@ class NetworkWatch:
     relay, one for all its links.
     """
 
-    def __init__(self, reactor: Any, changed: Callable[[], None], clock: Callable[[], float] = running_time) -> None:
+    def __init__(
+        self, reactor: Any, changed: Callable[[], None], clock: Callable[[], float] = running_time
+    ) -> None:
         self._reactor = reactor
         self._changed = changed
         self._clock = clock

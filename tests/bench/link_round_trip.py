@@ -1,10 +1,10 @@
 """One engine, three ways: its own sockets, sksd's link, `ssh -L`. Round trips, one stream's MB/s, CPU per GiB.
 
-`python -m tests.bench.link_round_trip [ROUNDS MB]` (default 500 and 256), all on this machine, interleaved. "kernel"
-is what an engine emits with comm messages of 1 MB; "fast" are messages that it has made before, so that the way is
-measured and not the engine. "local" is a kernel of the same kind that sksd knows nothing of. ssh is left out where
-there is no sshd. Goals: a round trip at most 1 ms over the direct one (p50), and a link that carries at least twice
-what a local kernel emits to its client.
+`python -m tests.bench.link_round_trip [ROUNDS MB]` (default 500 and 256), all on this machine, interleaved. "comm"
+is what a kernel emits with comm messages of 1 MB, "text" what it prints, 1 MB at a time; "fast" are messages that it
+has made before, so that the way is measured and not the kernel. "local" is a kernel of the same kind that sksd knows
+nothing of. ssh is left out where there is no sshd (Debian: openssh-server). Goals: a round trip at most 1 ms over
+the direct one (p50), and a link that carries at least twice what a local kernel emits to its client.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 60
+KINDS = ("buffers", "text", "fast")
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 #: On the engine. `fast` sends frames that are signed already, from the thread that owns the socket.
 ENGINE = """
@@ -36,9 +37,12 @@ import os
 from comm import create_comm
 blob = os.urandom(1_000_000)
 comm = create_comm(target_name="bench")
-def kernel(count):
+def buffers(count):
     for number in range(count):
         comm.send({"number": number}, buffers=[blob])
+def text(count):
+    for _ in range(count):
+        print("x" * 1_000_000, flush=True)
 def fast(count):
     kernel = get_ipython().kernel
     session, thread = kernel.session, kernel.iopub_thread
@@ -87,12 +91,12 @@ class Way:
         before = self._cpu()
         seen, began = 0, time.perf_counter()
         self.client.execute(f"{what}({count})", silent=True)
-        while seen < count:
+        while seen < count * 1_000_000:
             if not self.client.iopub_channel.socket.poll(LIMIT * 1000):
-                raise SystemExit(f"{self.name}, {what}: {seen} of {count} messages have arrived")
+                raise SystemExit(f"{self.name}, {what}: {seen} bytes of {count} MB have arrived")
             frames = self.client.iopub_channel.socket.recv_multipart(copy=False)
-            if len(frames[-1]) == 1_000_000:
-                seen += 1
+            # Of text the sixth frame is the content, of a comm message the last is the buffer.
+            seen += max(map(len, frames)) // 1_000_000 * 1_000_000
         took = time.perf_counter() - began
         used = sum(seconds - before.get(pid, 0.0) for pid, seconds in self._cpu().items())
         return count / took, used * 2**30 / (count * 1e6)
@@ -207,20 +211,22 @@ def measure(ways: list[Way], rounds: int, count: int) -> int:
             # The others' subscriptions would make the engine and the machine work for them, too.
             for other in ways:
                 other.client.iopub_channel.socket.unsubscribe(b"")
-            for what in ("kernel", "fast"):
+            for what in KINDS:
                 rates.setdefault((way.name, what), []).append(way.stream(what, count))
-    print(f"{'':18} {'execute p50':>12} {'p99':>9} {'kernel':>10} {'fast':>10} {'CPU s/GiB (fast)':>17}")
+    print(f"{'':18} {'execute p50':>12} {'p99':>9} {'comm':>10} {'text':>10} {'fast':>10} {'CPU s/GiB (fast)':>17}")
     found = {}
     for way in ways:
         cut = statistics.quantiles(way.waits, n=100)
-        kernel, fast = (statistics.median(rate for rate, _ in rates[way.name, what]) for what in ("kernel", "fast"))
+        comm, text, fast = (statistics.median(rate for rate, _ in rates[way.name, what]) for what in KINDS)
         cpu = statistics.median(used for _, used in rates[way.name, "fast"])
-        found[way.name] = (cut[49], kernel, fast, cpu)
-        print(f"{way.name:18} {cut[49]:9.2f} ms {cut[98]:6.2f} ms {kernel:5.0f} MB/s {fast:5.0f} MB/s {cpu:17.2f}")
+        found[way.name] = (cut[49], comm, fast, cpu, text)
+        speeds = " ".join(f"{rate:5.0f} MB/s" for rate in (comm, text, fast))
+        print(f"{way.name:18} {cut[49]:9.2f} ms {cut[98]:6.2f} ms {speeds} {cpu:17.2f}")
     direct, local, link = found["direct"], found["local"], found["link"]
     over, ratio = link[0] - direct[0], link[2] / local[1]
     print(f"a round trip through the link: {over:+.2f} ms over direct (goal: at most 1)")
-    print(f"the link's fast stream: {ratio:.2f} times what a local kernel emits to its client (goal: at least 2)")
+    print(f"the link's fast stream: {ratio:.2f} times what a local kernel emits to its client (goal: at least 2),")
+    print(f"{link[2] / local[4]:.2f} times what it prints as text")
     for name in found.keys() - {"direct", "local", "link"}:
         other = found[name]
         print(f"link to {name}: round trip {link[0] / other[0]:.2f}, stream {link[2] / other[2]:.2f}, "

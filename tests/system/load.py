@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import sys
@@ -67,6 +68,8 @@ class LoadCase(DaemonCase):
         #: The most bytes that one process of a part has had, and the CPU seconds of each process.
         self.memory: dict[str, int] = {}
         self.cpu: dict[tuple[str, int], float] = {}
+        self.stopped = False
+        self.addCleanup(self._end_all)
         measuring = task.LoopingCall(self._measure)
         measuring.start(0.5, now=False)
         self.addCleanup(measuring.stop)
@@ -152,6 +155,17 @@ class LoadCase(DaemonCase):
         """The end of a test."""
         self.assertEqual((await self.sksd(host, "stop", self.host, engine, "--accept-new").ended), 0)
         await until(lambda: not self.named("relay"), "no relay is left")
+        self.stopped = True
+
+    @defer.inlineCallbacks
+    def _end_all(self) -> Any:
+        """A test that has failed has not stopped its engine, and so the proxy would stay."""
+        if not self.stopped:
+            # The daemon first: it would start another proxy.
+            yield self._end_children()
+            for process in list(self.processes()):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
 
     def _measure(self) -> None:
         for process in self.processes():
