@@ -108,12 +108,20 @@ def _maximum(text: str, machine: Machine) -> int:
 
 
 def _size(text: str, machine: Machine) -> int:
+    return _amount(text, 4096, 1024**3, "from 4K to 1024M")
+
+
+def _large_size(text: str, machine: Machine) -> int:
+    return _amount(text, 1024**2, 1024**4, "from 1M to 1048576M")
+
+
+def _amount(text: str, least: int, most: int, bounds: str) -> int:
     found = re.fullmatch(r"([0-9]{1,12}) ?([KM]?)B?", text.upper())
     if found is None:
         raise ValueError("it must be a number of bytes, with K or M behind it for more")
     value = int(found[1]) * _SUFFIXES[found[2]]
-    if not 4096 <= value <= 1024**3:
-        raise ValueError("it must be from 4K to 1024M")
+    if not least <= value <= most:
+        raise ValueError(f"it must be {bounds}")
     return value
 
 
@@ -172,7 +180,9 @@ KEYS: Final = (
         "4 * CORES",
         "How many kernels may run at once: a number, or arithmetic on CORES.",
     ),
-    Key("kernels", "log_size", _size, "1M", "How much of each kernel's output is kept: bytes, or with K or M."),
+    Key("kernels", "log_size", _size, "1M", "How much of what each kernel's process writes is kept in its log."),
+    Key("kernels", "journal_size", _large_size, "256M", "How much of what each kernel has said is kept on disk."),
+    Key("kernels", "buffer_size", _large_size, "1024M", "How much may wait on disk for a front end that is cut."),
     Key(
         "environments",
         "exclude_environments",
@@ -218,6 +228,8 @@ class Configuration:
     max_kernels: int
     #: Bytes kept of each kernel's log.
     log_size: int
+    journal_size: int
+    buffer_size: int
     #: fnmatch patterns of names.
     exclude_environments: tuple[str, ...]
     #: Absolute folders, or glob patterns of folders.

@@ -162,6 +162,8 @@ class Daemon(service.Service):
                 exclude=list(self._configuration.exclude_environments),
                 paths=list(self._configuration.paths),
                 log_size=self._configuration.log_size,
+                journal_size=self._configuration.journal_size,
+                buffer_size=self._configuration.buffer_size,
             )
             self._proxies[user] = UserProxy(self._reactor, self._gate, user, settings, self._count)
         return self._proxies[user]

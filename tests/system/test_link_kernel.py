@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
+from sksd.link.remote import RemoteEnd
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
@@ -31,7 +32,6 @@ from sksd.link.hello import Hello, new_hello
 from sksd.link.link import Link
 from sksd.link.local import Channels, LocalEnd
 from sksd.link.protocol import LinkConnection
-from sksd.link.remote import RemoteEnd
 
 KEY = "0123456789abcdef"
 LIMIT = 30.0

@@ -92,7 +92,7 @@ class ValueTests(Files):
             "\ufeff[sksd]\r\nmode = user\nenable=on\nName = Lab = 7 %\ndescription = é\nlisten = ::1\n"
             "port=8443\nannounce = no\nannounce_environments = TRUE\n"
             "[tls]\ncertificate = /c.pem\nkey = ~/k.pem\n"
-            "[kernels]\nmax_kernels = max(1, CORES // 4)\nlog_size = 64 K\n"
+            "[kernels]\nmax_kernels = max(1, CORES // 4)\nlog_size = 64 K\njournal_size = 2M\n"
             "[environments]\nexclude_environments =\npaths = /a,\n  # a comment\n  /b/*, ~/c\n"
         )
         home = Path("~").expanduser()
@@ -111,13 +111,15 @@ class ValueTests(Files):
                 key=home / "k.pem",
                 max_kernels=1,
                 log_size=65536,
+                journal_size=2 * 1024**2,
+                buffer_size=1024**3,
                 exclude_environments=(),
                 paths=("/a", "/b/*", str(home / "c")),
                 file=self.path,
             ),
         )
         self.assertEqual(found.line("sksd", "port"), 7)
-        self.assertEqual(found.line("environments", "paths"), 18)
+        self.assertEqual(found.line("environments", "paths"), 19)
 
     def test_wrong_values(self) -> None:
         for section, line, word in (
@@ -138,6 +140,8 @@ class ValueTests(Files):
             ("kernels", "log_size = 1G", "K or M"),
             ("kernels", "log_size = 1", "from 4K"),
             ("kernels", "log_size = 2000M", "1024M"),
+            ("kernels", "journal_size = 64K", "from 1M"),
+            ("kernels", "buffer_size = lots", "K or M"),
             ("tls", "certificate = cert.pem", "absolute"),
             ("environments", "paths = /a, b", "'b' must be an absolute path"),
         ):
