@@ -134,7 +134,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _wheels() -> list[Path]:
     """The wheels of a Spyder kernel and the old one, fetched once: a change of this file needs no network."""
-    wanted = hashlib.sha256(repr((KERNEL_WHEELS, OLD_KERNEL_WHEEL, platform.machine())).encode()).hexdigest()[:12]
+    wanted = hashlib.sha256(repr((KERNEL_WHEELS, OLD_KERNEL_WHEEL, platform.machine())).encode()).hexdigest()[
+        :12
+    ]
     folder = CACHE / f"wheels-{BUILD}-{wanted}"
     if not folder.exists():
         part = CACHE / f"{folder.name}.part"
@@ -220,7 +222,9 @@ def _stage_python(stages: Path) -> Path:
     absolute = libraries.encode()
     if len(absolute) >= len(relative):
         # The RPATH, so that the copy loads the copied library: the room in the file stays the same.
-        program = program.replace(b"\0" + absolute + b"\0", b"\0" + relative.ljust(len(absolute), b"\0") + b"\0")
+        program = program.replace(
+            b"\0" + absolute + b"\0", b"\0" + relative.ljust(len(absolute), b"\0") + b"\0"
+        )
     executable = stage / "bin" / PYTHON
     executable.write_bytes(program)
     executable.chmod(0o755)

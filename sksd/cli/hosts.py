@@ -15,14 +15,8 @@ if TYPE_CHECKING:
 
 
 @click.command("hosts", epilog="Example: sksd hosts --seconds 5")
-@click.option(
-    "--seconds",
-    metavar="S",
-    type=click.FloatRange(0.1, 600),
-    default=3.0,
-    show_default=True,
-    help="How long to look at most.",
-)
+@click.option("--seconds", metavar="S", type=click.FloatRange(0.1, 600), default=3.0, show_default=True,
+              help="How long to look at most.")
 @options.as_json
 @click.pass_obj
 def command(output: Output, seconds: float) -> None:

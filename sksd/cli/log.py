@@ -17,9 +17,8 @@ _LOOK = 0.5
 
 @click.command("log", epilog="Example: sksd log lab k3f9 --follow")
 @options.host
-@click.option(
-    "--lines", "-n", metavar="N", type=click.IntRange(0), default=100, show_default=True, help="The last N lines."
-)
+@click.option("--lines", "-n", metavar="N", type=click.IntRange(0), default=100, show_default=True,
+              help="The last N lines.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
 @click.argument("engine", metavar="ID", shell_complete=names.complete_engines)
 @options.on_host

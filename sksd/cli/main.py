@@ -13,7 +13,9 @@ from sksd import __version__
 from sksd.cli.output import Output
 from sksd.errors import DiskFull, SksdError
 
-_COMMANDS = "hosts info login trust envs run start console engines interrupt restart stop log relay serve completion"
+_COMMANDS = (
+    "hosts info login trust envs run start console engines interrupt restart stop log relay serve completion"
+)
 #: Wrong use.
 _WRONG_USE = 2
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -69,7 +69,9 @@ def complete_hosts(context: click.Context, parameter: click.Parameter, begin: st
     return _beginning(["local", *seen, *(name for name in known if name not in seen_keys)], begin)
 
 
-def complete_environments(context: click.Context, parameter: click.Parameter, begin: str) -> list[CompletionItem]:
+def complete_environments(
+    context: click.Context, parameter: click.Parameter, begin: str
+) -> list[CompletionItem]:
     """Environments of the HOST before it."""
     return _beginning(_of_host(context, ENVIRONMENTS), begin)
 

@@ -81,7 +81,9 @@ class Range(click.ParamType):
 
     name = "range"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Accept]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[Accept]:
         """Called by click."""
         if not isinstance(value, str):
             return list(value)

@@ -22,20 +22,10 @@ if TYPE_CHECKING:
 
 @click.command("relay", epilog="Example: sksd relay lab analysis --transport tcp")
 @options.host
-@click.option(
-    "--file",
-    "-f",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Connection file to write (default: a new one where Jupyter looks for them).",
-)
-@click.option(
-    "--transport",
-    type=click.Choice(["ipc", "tcp"]),
-    default="ipc",
-    show_default=True,
-    help="UNIX sockets, or ports on 127.0.0.1.",
-)
+@click.option("--file", "-f", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+              help="Connection file to write (default: a new one where Jupyter looks for them).")
+@click.option("--transport", type=click.Choice(["ipc", "tcp"]), default="ipc", show_default=True,
+              help="UNIX sockets, or ports on 127.0.0.1.")
 @click.option("--keep", is_flag=True, help="Leave an engine that was started for this running.")
 @options.engine
 @options.starting

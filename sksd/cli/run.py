@@ -68,15 +68,13 @@ class _Run(click.Command):
 )
 @options.host
 @click.option("-c", "code", metavar="CODE", help="Run this; the value of its last line is shown.")
-@click.option(
-    "--figures",
-    metavar="FOLDER",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Save pictures there, as figure-1.png and so on.",
-)
+@click.option("--figures", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path),
+              help="Save pictures there, as figure-1.png and so on.")
 @options.engine
 @options.starting
-@click.argument("words", metavar="[ENV] [FILE|-] [ARGS]...", nargs=-1, shell_complete=names.complete_program)
+@click.argument(
+    "words", metavar="[ENV] [FILE|-] [ARGS]...", nargs=-1, shell_complete=names.complete_program
+)
 @options.on_host
 @click.pass_context
 def command(
@@ -121,7 +119,9 @@ def command(
 
         front: Screen | Record = (Record if output.as_json else Screen)(figures, stdin=not reads_stdin)
         label = f"run {name}" if name else "run -c"
-        start = spinning.Start(environment, accepts, cwd, variables, start_timeout, spinning.ORPHAN, label[:255])
+        start = spinning.Start(
+            environment, accepts, cwd, variables, start_timeout, spinning.ORPHAN, label[:255]
+        )
         async with (
             session_on(scope, access) as session,
             spinning.engine_for(scope, session, engine, start) as held,

@@ -6,12 +6,8 @@ import click
 
 
 @click.command("serve", epilog="Example: sksd serve --config ~/sksd.conf")
-@click.option(
-    "--config",
-    metavar="FILE",
-    type=click.Path(dir_okay=False),
-    help="Configuration (default: $SKSD_CONF, else ~/.config/sksd/sksd.conf).",
-)
+@click.option("--config", metavar="FILE", type=click.Path(dir_okay=False),
+              help="Configuration (default: $SKSD_CONF, else ~/.config/sksd/sksd.conf).")
 def command(config: str | None) -> None:
     """Run the daemon in the foreground, until Ctrl-C.
 

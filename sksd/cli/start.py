@@ -17,12 +17,8 @@ if TYPE_CHECKING:
 @click.command("start", epilog="Example: sksd start lab analysis --cwd /data --label 'night run'")
 @options.host
 @click.option("--label", metavar="TEXT", default="", help="A note for listings.")
-@click.option(
-    "--linger",
-    metavar="S",
-    type=click.FloatRange(0, 1e9),
-    help="Stop it after S seconds without a front end (default: never).",
-)
+@click.option("--linger", metavar="S", type=click.FloatRange(0, 1e9),
+              help="Stop it after S seconds without a front end (default: never).")
 @options.starting
 @options.environment(required=True)
 @options.on_host

@@ -10,14 +10,8 @@ from sksd.cli.output import Output
 
 @click.command("stop", epilog="Example: sksd stop lab k3f9")
 @options.host
-@click.option(
-    "--grace",
-    metavar="S",
-    type=click.FloatRange(0, 600),
-    default=5.0,
-    show_default=True,
-    help="Seconds it has to end by itself.",
-)
+@click.option("--grace", metavar="S", type=click.FloatRange(0, 600), default=5.0, show_default=True,
+              help="Seconds it has to end by itself.")
 @ids.several
 @options.on_host
 @click.pass_context

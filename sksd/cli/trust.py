@@ -16,14 +16,8 @@ from sksd.cli.running import Scope, asking, run
 @click.option("--fingerprint", metavar="F", help="Remember this fingerprint, which you got from the host's owner.")
 @click.option("--forget", is_flag=True, help="No longer trust the host.")
 @click.option("--list", "listing", is_flag=True, help="List the hosts that are trusted.")
-@click.option(
-    "--timeout",
-    metavar="S",
-    type=click.FloatRange(0, 3600, min_open=True),
-    default=30.0,
-    show_default=True,
-    help="Seconds the host has to answer.",
-)
+@click.option("--timeout", metavar="S", type=click.FloatRange(0, 3600, min_open=True), default=30.0,
+              show_default=True, help="Seconds the host has to answer.")
 @options.as_json
 @click.pass_context
 def command(

@@ -178,7 +178,9 @@ class Browser:
             self._starting.addBoth(lambda _: waiting.callback(None))
         return waiting.addCallback(close)
 
-    def _heard(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
+    def _heard(
+        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
+    ) -> None:
         # In a thread of zeroconf.
         self._reactor.callFromThread(self._changed, zeroconf, name, state_change)
 
@@ -214,7 +216,9 @@ class Browser:
             self._on_change(self.found)
 
         def failed(failure: Any) -> None:
-            self._log.debug("A record on the network cannot be read: {problem}", problem=failure.getErrorMessage())
+            self._log.debug(
+                "A record on the network cannot be read: {problem}", problem=failure.getErrorMessage()
+            )
 
         self._limit.run(self._thread, ask).addCallbacks(answered, failed)
 

@@ -49,7 +49,9 @@ class Pinned:
     remembered, once the host has proved that it holds the key to it. Raises KnownHostsBroken.
     """
 
-    def __init__(self, known: KnownHosts, key: str, alpn: bytes, *, accept_new: bool = False, name: str = "") -> None:
+    def __init__(
+        self, known: KnownHosts, key: str, alpn: bytes, *, accept_new: bool = False, name: str = ""
+    ) -> None:
         self._known = known
         self._key = key
         self._accept_new = accept_new
@@ -81,7 +83,9 @@ class Pinned:
             return None
         return CertificateChanged(host=self._key, expected=self._pin, fingerprint=shown)
 
-    def _verify(self, connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+    def _verify(
+        self, connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int
+    ) -> bool:
         # Only the host's own certificate counts, and neither its dates nor its issuer: it is the pin that is
         # trusted. An exception in here would be printed, not raised.
         if depth == 0:

@@ -30,7 +30,9 @@ class ZmqSocket:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, socket: zmq.Socket[bytes], on_message: Callable[[list[bytes]], object]) -> None:
+    def __init__(
+        self, reactor: Any, socket: zmq.Socket[bytes], on_message: Callable[[list[bytes]], object]
+    ) -> None:
         self._reactor = reactor
         self._socket = socket
         self.on_message = on_message

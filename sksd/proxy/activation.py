@@ -27,7 +27,9 @@ CACHE_LIMIT: Final = 256
 UNSET: Final = "***unset***"
 
 #: What belongs to the process that the login environment came from, not to the one to be started.
-_FOREIGN: Final = frozenset({"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT", "JPY_PARENT_PID"})
+_FOREIGN: Final = frozenset(
+    {"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT", "JPY_PARENT_PID"}
+)
 _FOREIGN_PREFIXES: Final = ("CONDA_", "_CE_", "SPY_", "SKSD_")
 #: What bash itself changes, or a script by a `cd`: none of it is for the kernel.
 _OF_BASH: Final = ("_", "SHLVL", "PWD", "OLDPWD", "BASH_ENV", "BASHOPTS", "SHELLOPTS")
@@ -144,14 +146,18 @@ def plan(prefix: Prefix, name: str, login: Mapping[str, str]) -> Plan:
 def cleaned(login: Mapping[str, str]) -> dict[str, str]:
     """`login` without what an activated environment or a kernel left in it, their folders off PATH too."""
     kept = {
-        key: value for key, value in login.items() if key not in _FOREIGN and not key.startswith(_FOREIGN_PREFIXES)
+        key: value
+        for key, value in login.items()
+        if key not in _FOREIGN and not key.startswith(_FOREIGN_PREFIXES)
     }
     left = {
         os.path.join(value, "bin")
         for key, value in login.items()
         if value and (key in ("VIRTUAL_ENV", "CONDA_PREFIX") or key.startswith("CONDA_PREFIX_"))
     }
-    path = [step for step in kept.get("PATH", _DEFAULT_PATH).split(os.pathsep) if step.rstrip("/") not in left]
+    path = [
+        step for step in kept.get("PATH", _DEFAULT_PATH).split(os.pathsep) if step.rstrip("/") not in left
+    ]
     kept["PATH"] = os.pathsep.join(path)
     return kept
 

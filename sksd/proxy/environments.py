@@ -36,7 +36,9 @@ class Listed:
     own: bool = False
 
 
-def list_environments(sources: Sources, reader: PrefixReader, accepts: Sequence[Accept] = ()) -> list[Environment]:
+def list_environments(
+    sources: Sources, reader: PrefixReader, accepts: Sequence[Accept] = ()
+) -> list[Environment]:
     """The listing that the avatar's `environments` answers: sksd's own first, then by source and name.
 
     Excluded ones are left out, broken ones are in it with a reason. Raises BadRequest for a bad range in

@@ -90,7 +90,9 @@ class Avatar(Remote):
                     "spin_up", wish, messages.Outcome, relayed, timeout=wish.timeout + _MARGIN
                 )
         except SksdError as error:
-            return messages.Outcome(outcome=names.REFUSED, code=error.code, message=str(error), fields=error.fields)
+            return messages.Outcome(
+                outcome=names.REFUSED, code=error.code, message=str(error), fields=error.fields
+            )
         if outcome.ticket is not None:
             outcome.ticket.ticket = self._ticket(self.user, outcome.ticket.engine)
         return outcome

@@ -45,7 +45,9 @@ _BACKDATED: Final = datetime.timedelta(days=1)
 _LARGEST: Final = 256 * 1024
 
 #: The kinds of key that TLS 1.3 signs with.
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | rsa.RSAPrivateKey
+PrivateKey = (
+    ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | rsa.RSAPrivateKey
+)
 
 
 @attrs.frozen
@@ -132,7 +134,9 @@ def _read(path: Path, secret: bool) -> bytes:
             # Debian lets a group of daemons read keys that belong to root.
             allowed = 0o040 if about.st_uid == 0 and os.geteuid() != 0 else 0
             if secret and about.st_mode & 0o077 & ~allowed:
-                raise ConfigurationFile(file=str(path), problem=f"others can read this key: say `chmod 600 {path}`")
+                raise ConfigurationFile(
+                    file=str(path), problem=f"others can read this key: say `chmod 600 {path}`"
+                )
             return file.read(_LARGEST)
     except FileNotFoundError:
         problem = "it is missing: put it back, or take away certificate and key, for new ones"
@@ -153,7 +157,9 @@ def _key(path: Path) -> PrivateKey:
             raise
         raise ConfigurationFile(file=str(path), problem="it does not hold a private key in PEM") from None
     if not isinstance(key, PrivateKey):
-        raise ConfigurationFile(file=str(path), problem="this kind of key cannot be used: make an ECDSA or RSA one")
+        raise ConfigurationFile(
+            file=str(path), problem="this kind of key cannot be used: make an ECDSA or RSA one"
+        )
     return key
 
 
@@ -167,7 +173,9 @@ def load(certificate: Path, key: Path, now: datetime.datetime | None = None) -> 
     try:
         chain = tuple(x509.load_pem_x509_certificates(_read(certificate, secret=False)))
     except ValueError:
-        raise ConfigurationFile(file=str(certificate), problem="it does not hold a certificate in PEM") from None
+        raise ConfigurationFile(
+            file=str(certificate), problem="it does not hold a certificate in PEM"
+        ) from None
     private = _key(key)
     first = chain[0]
 

@@ -35,7 +35,9 @@ PATIENCE: Final = 5.0
 class Zeroconf(Protocol):
     """What is used of AsyncZeroconf. Each call's answer is awaited twice: for its start, and for its end."""
 
-    async def async_register_service(self, info: ServiceInfo, *, allow_name_change: bool) -> Awaitable[Any]: ...
+    async def async_register_service(
+        self, info: ServiceInfo, *, allow_name_change: bool
+    ) -> Awaitable[Any]: ...
 
     async def async_update_service(self, info: ServiceInfo) -> Awaitable[Any]: ...
 

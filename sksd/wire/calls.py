@@ -69,7 +69,9 @@ class Caller:
     ) -> M:
         """`reference.name(request)` as an `answer`; raises the SksdError the other side sent, BadAnswer,
         TimedOut after `timeout` s, or `gone` when the connection is or goes down."""
-        message, _ = await self.call_for(reference, name, request, answer, *references, timeout=timeout)
+        message, _ = await self.call_for(
+            reference, name, request, answer, *references, timeout=timeout
+        )
         return message
 
     async def call_for(

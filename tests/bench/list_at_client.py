@@ -38,10 +38,8 @@ async def measure(count: int) -> None:
                 assert len(listed) >= count, len(listed)
         asked = milliseconds(lambda: ask_each(made))
     print(f"the first, with the proxy's start   {waits[0]:9.1f} ms")
-    print(
-        f"{len(listed)} environments at the client       {statistics.median(waits[1:]):9.1f} ms"
-        f"   (median of {REPEATS - 1}, {min(waits[1:]):.1f} to {max(waits[1:]):.1f})"
-    )
+    print(f"{len(listed)} environments at the client       {statistics.median(waits[1:]):9.1f} ms"
+          f"   (median of {REPEATS - 1}, {min(waits[1:]):.1f} to {max(waits[1:]):.1f})")
     print(f"asking each one's own Python        {asked:9.1f} ms")
 
 

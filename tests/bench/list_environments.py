@@ -89,7 +89,9 @@ def main(count: int) -> None:
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top, "envs")
         print(f"{count} environments with {PACKAGES} packages each")
-        print(f"made in                       {milliseconds(lambda: make_environments(folder, count)):9.1f} ms")
+        print(
+            f"made in                       {milliseconds(lambda: make_environments(folder, count)):9.1f} ms"
+        )
         prefixes = sorted(folder.iterdir())
         sources = Sources(top, {"CONDA_ENVS_PATH": str(folder)}, root=top)
         found = list_environments(sources, PrefixReader(), ACCEPTS)

@@ -80,7 +80,7 @@ class CommandCase(DaemonCase):
         ended = await command.ended.addTimeout(LIMIT, reactor)
         if code is not None:
             self.assertEqual(ended, code, f"{arguments}: {command.output.decode()}")
-        self.assertNotIn('Traceback (most recent call last)\n  File "/', command.err)
+        self.assertNotIn("Traceback (most recent call last)\n  File \"/", command.err)
         self.assertFalse((self.top / "s" / "sksd" / "client.log").exists(), command.err)
         return command
 

@@ -52,7 +52,9 @@ class Run(CommandCase):
     async def test_file_with_arguments_and_input(self) -> None:
         program = self.script()
         command = await self.sksd("run", "local", sys.prefix, program, "--json", "b", stdin="Ada\n", code=3)
-        self.assertEqual(command.out, "['program.py', '--json', 'b'] __main__ program.py\nname? hello Ada\n")
+        self.assertEqual(
+            command.out, "['program.py', '--json', 'b'] __main__ program.py\nname? hello Ada\n"
+        )
         self.assertEqual(command.err, "")
         command = await self.sksd("run", "local", sys.prefix, program, stdin="boom\n", code=1)
         self.assertEqual(

@@ -60,7 +60,9 @@ class Starting(DaemonCase):
         (prefix / "conda-meta" / "history").touch()
         self.configure(f"name = {name}\nlisten = 127.0.0.1\nannounce_environments = yes\n")
         daemon = await self.start()
-        browser = discovery.Browser(reactor, lambda _: None, lambda: Zeroconf(interfaces=["127.0.0.1"]))
+        browser = discovery.Browser(
+            reactor, lambda _: None, lambda: Zeroconf(interfaces=["127.0.0.1"])
+        )
         await browser.start()
         try:
             await until(

@@ -189,7 +189,9 @@ class AliveTests(TestCase):
 class RecordTests(TestCase):
     """What strangers may register."""
 
-    def info(self, name: str = "x", addresses: tuple[str, ...] = ("192.0.2.7",), port: int = 1) -> ServiceInfo:
+    def info(
+        self, name: str = "x", addresses: tuple[str, ...] = ("192.0.2.7",), port: int = 1
+    ) -> ServiceInfo:
         return ServiceInfo(
             SERVICE_TYPE,
             f"{name}.{SERVICE_TYPE}",

@@ -123,11 +123,13 @@ class RealEnvironmentsTests(TestCase):
         sockets = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, sockets)
         ports = {
-            f"{name}_port": number for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)
+            f"{name}_port": number
+            for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)
         }
         file.write_text(
             json.dumps(
-                ports | {"transport": "ipc", "ip": f"{sockets}/k", "key": "k", "signature_scheme": "hmac-sha256"}
+                ports
+                | {"transport": "ipc", "ip": f"{sockets}/k", "key": "k", "signature_scheme": "hmac-sha256"}
             )
         )
         arguments = [f"{self.folder}/fits/bin/python", "-m", "spyder_kernels.console", "-f", str(file)]
@@ -146,7 +148,9 @@ class RealEnvironmentsTests(TestCase):
             client.load_connection_file()
             client.start_channels(hb=False)
             try:
-                reply = client.execute("", user_expressions={"x": "__import__('sys').prefix"}, reply=True, timeout=60)
+                reply = client.execute(
+                    "", user_expressions={"x": "__import__('sys').prefix"}, reply=True, timeout=60
+                )
                 return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
             finally:
                 client.stop_channels()
@@ -176,7 +180,11 @@ class RealEnvironmentsTests(TestCase):
 
     async def test_venv_of_a_conda_python(self) -> None:
         venv = self.home / ".venvs" / "mine"
-        await self.output(self.login, f"{self.folder}/bare/bin/python", "-m", "venv", "--without-pip", str(venv))
+        await self.output(
+            self.login, f"{self.folder}/bare/bin/python", "-m", "venv", "--without-pip", str(venv)
+        )
         self.assertEqual(self.listing()["mine"].python, channel.PYTHON_VERSION)
         environ = await self.variables("mine")
-        self.assertEqual(await self.output(environ, "python", "-c", "import sys; print(sys.prefix)"), str(venv))
+        self.assertEqual(
+            await self.output(environ, "python", "-c", "import sys; print(sys.prefix)"), str(venv)
+        )

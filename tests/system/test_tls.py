@@ -160,7 +160,9 @@ class TLSTests(TestCase):
         self.known.remember("lab", old)
         for accept_new in (False, True):
             error = await self.refused(self.creator(accept_new=accept_new), CertificateChanged)
-            self.assertEqual(error.fields, {"host": "lab", "expected": old, "fingerprint": self.identity.fingerprint})
+            self.assertEqual(
+                error.fields, {"host": "lab", "expected": old, "fingerprint": self.identity.fingerprint}
+            )
 
     async def test_known_hosts_cannot_be_written(self) -> None:
         creator = self.creator(accept_new=True)

@@ -132,13 +132,17 @@ class MergedTests(SynchronousTestCase):
 
     def test_shells_own(self) -> None:
         output = b"A=1\0_=/usr/bin/env\0SHLVL=1\0PWD=/\0OLDPWD=/\0_sksd_file=x\0"
-        self.assertEqual(merged({"PWD": "/home/x", "SHLVL": "2"}, output), {"A": "1", "PWD": "/home/x", "SHLVL": "2"})
+        self.assertEqual(
+            merged({"PWD": "/home/x", "SHLVL": "2"}, output), {"A": "1", "PWD": "/home/x", "SHLVL": "2"}
+        )
 
 
 class ScriptsTests(_Case):
     """What the scripts of activate.d do to the variables, in a real bash."""
 
-    def activate(self, seconds: float | None = None, login: Mapping[str, str] = LOGIN) -> Deferred[dict[str, str]]:
+    def activate(
+        self, seconds: float | None = None, login: Mapping[str, str] = LOGIN
+    ) -> Deferred[dict[str, str]]:
         async def runner(arguments: Sequence[str], environ: Mapping[str, str], limit: float) -> bytes:
             return await run(reactor, arguments, environ, seconds or limit)
 
@@ -151,12 +155,18 @@ class ScriptsTests(_Case):
         return str(caught.exception)
 
     async def test_sourced_in_order(self) -> None:
-        self.script("b.sh", 'export AB="$AB b"; export PATH="/tool:$PATH"; unset LANG; export WHERE="$CONDA_PREFIX"')
+        self.script(
+            "b.sh", 'export AB="$AB b"; export PATH="/tool:$PATH"; unset LANG; export WHERE="$CONDA_PREFIX"'
+        )
         self.script("a.sh", "export AB=a; NOT_EXPORTED=1; set -a")
-        environ = await self.activate(login=LOGIN | {"x.y": "dotted", "BASH_ENV": "/nowhere", "PWD": "/home/x"})
+        environ = await self.activate(
+            login=LOGIN | {"x.y": "dotted", "BASH_ENV": "/nowhere", "PWD": "/home/x"}
+        )
         self.assertEqual((environ["AB"], environ["WHERE"]), ("a b", str(self.path)))
         self.assertTrue(environ["PATH"].startswith(f"/tool:{self.path}/bin:"))
-        self.assertEqual((environ["x.y"], environ["BASH_ENV"], environ["PWD"]), ("dotted", "/nowhere", "/home/x"))
+        self.assertEqual(
+            (environ["x.y"], environ["BASH_ENV"], environ["PWD"]), ("dotted", "/nowhere", "/home/x")
+        )
         self.assertFalse({"LANG", "NOT_EXPORTED", "SHLVL", "_", "_sksd_file"} & set(environ))
 
     async def test_noise_stdin_and_failures(self) -> None:
@@ -219,7 +229,9 @@ class RememberingTests(_Case):
         self.activations = Activations(runner, clock=lambda: 4e9)
 
     def activate(self, name: str = "x", login: Mapping[str, str] = LOGIN) -> dict[str, str]:
-        return self.successResultOf(Deferred.fromCoroutine(self.activations.activate(self.prefix, name, login)))
+        return self.successResultOf(
+            Deferred.fromCoroutine(self.activations.activate(self.prefix, name, login))
+        )
 
     def test_no_scripts_no_bash(self) -> None:
         self.activate()

@@ -69,7 +69,9 @@ class _Case(TestCase):
 
     @property
     def sources(self) -> Sources:
-        return Sources(str(self.home), self.environ, self.own, self.exclude, self.paths, root=str(self.top / "root"))
+        return Sources(
+            str(self.home), self.environ, self.own, self.exclude, self.paths, root=str(self.top / "root")
+        )
 
     def listing(self, *accepts: Accept) -> list[Environment]:
         return list_environments(self.sources, self.reader, accepts)
@@ -172,7 +174,9 @@ class SourcesTests(_Case):
 
     def test_flow_lists(self) -> None:
         self.assertEqual(envs_dirs_of("envs_dirs: [/a, '~/b b',\n  \"/c\"]\nx: [/d]"), ["/a", "~/b b", "/c"])
-        self.assertEqual(envs_dirs_of("# envs_dirs: [/a]\nenvs_path:\n- /b\n\n- /c\npkgs_dirs:\n- /d"), ["/b", "/c"])
+        self.assertEqual(
+            envs_dirs_of("# envs_dirs: [/a]\nenvs_path:\n- /b\n\n- /c\npkgs_dirs:\n- /d"), ["/b", "/c"]
+        )
 
     @given(some.text())
     def test_any_condarc(self, text: str) -> None:
@@ -410,8 +414,12 @@ class FindingTests(_Case):
             self.assertTrue(str(error))
 
 
-_numbers = some.lists(some.integers(0, 40), min_size=1, max_size=4).map(lambda parts: ".".join(map(str, parts)))
-_versions = some.tuples(_numbers, some.sampled_from(("", "a1", "rc2", ".post1", ".dev0", ".dev3"))).map("".join)
+_numbers = some.lists(some.integers(0, 40), min_size=1, max_size=4).map(
+    lambda parts: ".".join(map(str, parts))
+)
+_versions = some.tuples(_numbers, some.sampled_from(("", "a1", "rc2", ".post1", ".dev0", ".dev3"))).map(
+    "".join
+)
 _package_names = some.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,20}[A-Za-z0-9])?", fullmatch=True)
 _builds = some.from_regex(r"[A-Za-z0-9_.]{1,12}", fullmatch=True)
 
@@ -465,7 +473,8 @@ class KernelTests(SynchronousTestCase):
     @given(_versions, some.none() | _numbers, some.none() | _numbers)
     def test_any_range(self, version: str, low: str | None, high: str | None) -> None:
         expected = "dev0" in version or (
-            (low is None or Version(low) <= Version(version)) and (high is None or Version(version) < Version(high))
+            (low is None or Version(low) <= Version(version))
+            and (high is None or Version(version) < Version(high))
         )
         self.assertEqual(accepted(version, Accept(package="x", low=low, high=high)), expected)
 

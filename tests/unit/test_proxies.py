@@ -96,6 +96,7 @@ class Reaching(unittest.TestCase):
         self.failureResultOf(reached, SksdError)
         self.assertTrue(transport.aborted)
 
+
     def test_lost_with_engines_is_tried_more_than_once(self) -> None:
         self.proxy.running = {"engine"}
         self.proxy._lost()

@@ -230,7 +230,9 @@ class NetworkTests(SynchronousTestCase):
         self.assertEqual((found.interfaces, found.addresses), (["127.0.0.1"], ("127.0.0.1", "::1")))
 
     def test_one_address(self) -> None:
-        self.assertEqual(network("192.0.2.7", self.ALL), Network(["192.0.2.7"], IPVersion.V4Only, ("192.0.2.7",)))
+        self.assertEqual(
+            network("192.0.2.7", self.ALL), Network(["192.0.2.7"], IPVersion.V4Only, ("192.0.2.7",))
+        )
         self.assertEqual(network("fd00::7", self.ALL), Network(["fd00::7"], IPVersion.V6Only, ("fd00::7",)))
 
 
