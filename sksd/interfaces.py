@@ -21,7 +21,8 @@ class IGate(Interface):
 
     async def check(method: str, user: str, password: str) -> str:
         """The name of the account that these credentials open; raises LoginRefused (one sentence for an unknown
-        user and a wrong password) or LoginMethod. Called by the portal's checker, once a login."""
+        user and a wrong password) or LoginMethod. Called by the portal's checker, once a login. For the method
+        `ssh-key` the password is a `sksd.wire.sshkey.Attempt` in JSON."""
 
     async def endpoint(user: str) -> IStreamClientEndpoint:
         """The socket of `user`'s proxy, which runs when this returns.

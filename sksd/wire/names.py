@@ -18,6 +18,7 @@ PREAMBLE_LINK: Final = ALPN_LINK + b"\n"
 SERVICE_TYPE: Final = "_sksd._tcp.local."
 
 METHOD_PASSWORD: Final = "password"
+METHOD_SSH_KEY: Final = "ssh-key"
 
 STARTED: Final = "started"
 STARTED_AS_GUEST: Final = "started as guest"

@@ -20,7 +20,16 @@ from sksd.errors import (
     TooLarge,
 )
 from sksd.wire import messages
-from sksd.wire.broker import DEPTH_LIMIT, LOGIN_BUDGET, MESSAGE_LIMIT, LimitedBroker, Remote
+from sksd.wire.broker import (
+    DEPTH_LIMIT,
+    ITEMS_LIMIT,
+    LOGIN_BUDGET,
+    LOGIN_ITEMS,
+    MESSAGE_LIMIT,
+    UNREAD_LIMIT,
+    LimitedBroker,
+    Remote,
+)
 from sksd.wire.calls import Caller
 from tests.wire.pairs import Pair, Stranger
 
@@ -251,6 +260,38 @@ class Strangers(unittest.TestCase):
         stranger = self.stranger()
         stranger.send(b"\x02\x80" * (DEPTH_LIMIT + 2))
         self.assertTrue(stranger.dropped)
+
+    def test_items(self) -> None:
+        stranger = self.stranger()
+        stranger.send(self.banana(b"pb"))
+        stranger.send(b"\x00\x08\x80" + b"\x00\x80" * (LOGIN_ITEMS - 10))
+        self.assertFalse(stranger.dropped)
+        stranger.send(b"\x00\x80" * 20)
+        self.assertTrue(stranger.dropped)
+
+    def test_items_after_login(self) -> None:
+        stranger = self.stranger()
+        stranger.send(self.banana(b"pb"))
+        stranger.broker.logged_in()
+        stranger.send(b"\x00\x20\x20\x80" + b"\x00\x80" * (ITEMS_LIMIT - 10))
+        self.assertFalse(stranger.dropped)
+        stranger.send(b"\x00\x80" * 20)
+        self.assertTrue(stranger.dropped)
+
+    def test_peer_that_does_not_read(self) -> None:
+        stranger = self.stranger()
+        stranger.send(self.banana(b"pb"))
+        stranger.broker.logged_in()
+        stranger.transport.producer.pauseProducing()
+        self.assertEqual(stranger.transport.producerState, "paused")
+        stranger.transport.producer.resumeProducing()
+        self.assertEqual(stranger.transport.producerState, "producing")
+        stranger.transport.producer.pauseProducing()
+        stranger.transport.clear()
+        for _ in range(UNREAD_LIMIT // 500_000 + 1):
+            stranger.broker.sendEncoded(b"x" * 500_000)
+        self.assertTrue(stranger.dropped)
+        self.assertLessEqual(len(stranger.transport.value()), UNREAD_LIMIT + 100)
 
     def test_garbage_costs_a_line_and_the_connection(self) -> None:
         events = logged(self)
