@@ -216,6 +216,12 @@ class TooManyFailures(SksdError):
     code = "too-many-failures"
 
 
+class TooManyConnections(SksdError):
+    """You have {limit} connections to {host} already, as many as it takes: close some."""
+
+    code = "too-many-connections"
+
+
 class LoginMethod(SksdError):
     """{host} does not offer the login method '{method}': it offers {methods}."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from twisted.internet.interfaces import IStreamClientEndpoint
-from zope.interface import Interface
+from zope.interface import Attribute, Interface
 
 
 class IAvatar(Interface):
@@ -15,6 +15,8 @@ class IGate(Interface):
 
     Kept this small so that it can move into a process of its own.
     """
+
+    guessable = Attribute("Whether somebody may guess a secret of this gate's: then attempts wait for their turn.")
 
     def methods() -> list[str]:
         """The login methods this gate knows. Called for every `hello`."""

@@ -65,8 +65,10 @@ def _own(files: ClientFiles | None) -> dict[str, Any]:
 
 
 def client_refused(reason: Failure, host: str) -> SksdError | None:
-    """The error to raise where a host has hung up because of the client's certificate, or for want of one. Called when
-    a connection ends before the first answer: in TLS 1.3 the alert that says so comes after the client's handshake."""
+    """The error to raise where a host has hung up because of the client's certificate, or for want of one.
+
+    Called when a connection ends before the first answer: in TLS 1.3 the alert comes after the client's handshake.
+    """
     if isinstance(reason.value, SSL.Error) and reason.value.args:
         for part in reason.value.args[0]:
             _, alert, problem = str(part[-1]).partition("alert ")

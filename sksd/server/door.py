@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from sksd.errors import TooManyConnections
 from sksd.server.throttle import group
 from sksd.wire.handshake import AfterHandshake
 from sksd.wire.names import ALPN_LINK, ALPN_PB
@@ -24,6 +26,8 @@ LOGIN_DEADLINE: Final = 30.0
 CONNECTIONS: Final = 2048
 STRANGERS: Final = 256
 STRANGERS_PER_ADDRESS: Final = 64
+#: Connections of one user who has logged in, his links counted: nobody shuts out the others.
+CONNECTIONS_PER_USER: Final = 1024
 #: Bytes a stranger may send, TLS and its padding counted, which a broker never sees.
 STRANGER_BYTES: Final = 64 * 1024
 #: Seconds in which an address is logged once for all its connections that are dropped for want of room.
@@ -39,6 +43,8 @@ class Connections:
     total: int = 0
     #: Strangers by address, the oldest first.
     strangers: dict[str, dict[Visit, None]] = Factory(dict)
+    #: Connections that have logged in, by user.
+    users: Counter[str] = Factory(Counter)
     _count: int = 0
     _said: dict[str, float] = Factory(dict)
 
@@ -75,6 +81,18 @@ class Connections:
         self._count += 1
         self.strangers.setdefault(group(visit.address), {})[visit] = None
 
+    def join(self, user: str) -> None:
+        """`user` has one more; raises TooManyConnections."""
+        if self.users[user] >= CONNECTIONS_PER_USER:
+            raise TooManyConnections(limit=CONNECTIONS_PER_USER)
+        self.users[user] += 1
+
+    def part(self, user: str) -> None:
+        """`user` has one less."""
+        self.users[user] -= 1
+        if not self.users[user]:
+            del self.users[user]
+
     def known(self, visit: Visit) -> None:
         """A stranger has logged in, or is about to leave."""
         here = self.strangers[group(visit.address)]
@@ -94,6 +112,7 @@ class Visit:
         self._deadline: Any = None
         self._budget: int | None = STRANGER_BYTES
         self._over = False
+        self._user: str | None = None
         self.abort: Callable[[], None] = lambda: None
         connections.enter(self)
         self.within(HANDSHAKE_DEADLINE)
@@ -101,6 +120,8 @@ class Visit:
     def within(self, seconds: float) -> None:
         """The next step is due in `seconds`, or the connection is aborted."""
         self._cancel()
+        if self._over:
+            return
         self._deadline = self._connections.clock.callLater(seconds, self._late)
 
     def _late(self) -> None:
@@ -122,8 +143,14 @@ class Visit:
         self.abort()
         return False
 
-    def welcome(self) -> None:
-        """It has logged in."""
+    def welcome(self, user: str) -> None:
+        """`user` has logged in; raises TooManyConnections."""
+        if not self._over:
+            self._connections.join(user)
+            self._user = user
+            self._settled()
+
+    def _settled(self) -> None:
         self._cancel()
         if self._budget is not None:
             self._budget = None
@@ -133,8 +160,10 @@ class Visit:
         """It has ended."""
         if not self._over:
             self._over = True
-            self.welcome()
+            self._settled()
             self._connections.total -= 1
+            if self._user is not None:
+                self._connections.part(self._user)
 
 
 #: Builds the protocol that follows the handshake; calls `visit.welcome` when the peer is known.

@@ -95,6 +95,9 @@ class UserGate:
     """`own_token` is the local login token; `environ` what the proxy inherits, less what is sksd's own business.
     `ssh_keys`: the keys of ~/.ssh/authorized_keys open the account, too."""
 
+    #: 32 random bytes are not.
+    guessable = False
+
     def __init__(
         self, reactor: Any, own_token: str, environ: dict[str, str] | None = None, ssh_keys: bool = True
     ) -> None:

@@ -65,11 +65,11 @@ class LinkDoor(protocol.Protocol):
             hello, self._waiting = found
             self._first = None
             user, engine = self._check(hello.ticket)
+            self._visit.welcome(user)
         except SksdError as error:
             self._record("link-refused", reason=error.code)
             self._refuse(error)
             return
-        self._visit.welcome()
         self._opened = {"user": user, "engine": engine}
         self._record("link-opened", **self._opened)
         # Until the proxy is reached nothing more is taken from the client, so what waits stays small.

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.spread import pb
 from zope.interface import Interface, implementer
 
-from sksd.errors import LoginRefused, NotAllowed, ProtocolMismatch, SksdError, TooManyFailures
+from sksd.errors import LoginRefused, NotAllowed, ProtocolMismatch, SksdError, TooManyConnections, TooManyFailures
 from sksd.interfaces import IAvatar, IGate
 from sksd.server.audit import Audit
 from sksd.server.door import Visit
@@ -77,7 +77,11 @@ class Mind:
 
 
 class LoginRoot(Remote):
-    """One connection before login. `welcome()` makes the answer to `hello`; `visit` is told once it is over."""
+    """One connection before login. `welcome()` makes the answer to `hello`; `visit` is told once it is over.
+
+    Where the secret is `guessable`, an attempt waits for its turn before it is checked. Where it is not, only a
+    refusal waits, so that nobody on this machine can keep its owner waiting.
+    """
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class LoginRoot(Remote):
         visit: Visit,
         throttle: Throttle,
         audit: Audit,
+        guessable: bool = True,
     ) -> None:
         self._broker = broker
         self._clock = clock
@@ -96,6 +101,7 @@ class LoginRoot(Remote):
         self._visit = visit
         self._throttle = throttle
         self._audit = audit
+        self._guessable = guessable
         self._nonce = base64.b64encode(secrets.token_bytes(32)).decode("ascii")
         self._failures = 0
         self._trying = False
@@ -139,21 +145,27 @@ class LoginRoot(Remote):
         record = partial(
             self._audit.record, login=identity, user=login.user, address=self._visit.address, method=login.method
         )
+        wait = self._throttle.attempt(self._clock.seconds(), self._visit.address, login.user)
         try:
-            await self._turn(login.user)
+            if self._guessable:
+                await self._turn(wait)
             _, made, logout = await self._portal.login(given, Mind(mind, record), IAvatar)
         except SksdError as error:
             record("login-refused", port=self._visit.port, reason=error.code)
             if isinstance(error, LoginRefused):
-                await self._refused(login)
+                await self._refused(login, 0.0 if self._guessable else CAP if wait is None else wait)
             raise
         if self._broker.disconnected:
             logout()
             raise NotAllowed(problem="the connection is gone")
-        self._done = True
         avatar: Any = made
+        try:
+            self._visit.welcome(avatar.user)
+        except TooManyConnections:
+            logout()
+            raise
+        self._done = True
         self._broker.logged_in()
-        self._visit.welcome()
         record("login", user=avatar.user, port=self._visit.port)
         self._broker.notifyOnDisconnect(logout)
         self._broker.notifyOnDisconnect(lambda: record("logout", user=avatar.user))
@@ -167,9 +179,8 @@ class LoginRoot(Remote):
         attempt = Attempt(channel=channel, nonce=self._nonce, address=self._visit.address, keys=login.keys)
         return msgspec.json.encode(attempt).decode()
 
-    async def _turn(self, user: str) -> None:
+    async def _turn(self, wait: float | None) -> None:
         """Wait until this attempt may be made; raises TooManyFailures."""
-        wait = self._throttle.attempt(self._clock.seconds(), self._visit.address, user)
         if wait is None:
             raise TooManyFailures(seconds=round(2 * CAP))
         if wait:
@@ -177,7 +188,7 @@ class LoginRoot(Remote):
             if self._broker.disconnected:
                 raise NotAllowed(problem="the connection is gone")
 
-    async def _refused(self, login: messages.Login) -> None:
+    async def _refused(self, login: messages.Login, wait: float) -> None:
         self._failures += 1
         # A key cannot be guessed; and people's agents offer those of other hosts.
         if login.method != METHOD_SSH_KEY:
@@ -189,7 +200,7 @@ class LoginRoot(Remote):
                 method=login.method,
                 user=login.user,
             )
-        await task.deferLater(self._clock, REFUSAL_DELAY)
+        await task.deferLater(self._clock, max(REFUSAL_DELAY, wait))
         if self._failures >= ATTEMPTS:
             self._clock.callLater(0.1, self._broker.hang_up)
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from sksd.interfaces import IGate
 from sksd.server import audit, certificate, listening, token
 from sksd.server.avatar import Avatar, Room
 from sksd.server.configuration import Configuration
-from sksd.server.door import DoorFactory, TLSDoor, Visit
+from sksd.server.door import CONNECTIONS, DoorFactory, TLSDoor, Visit
 from sksd.server.gate import UserGate
 from sksd.server.links import LinkDoor
 from sksd.server.login import GateChecker, LoginRoot, Mind, Realm
@@ -142,7 +143,8 @@ class Daemon(service.Service):
     def _broker(self, visit: Visit) -> LimitedBroker:
         broker = self._brokers.build(False)
         root = LoginRoot(
-            broker, self._reactor, self._portal, self._welcome, visit, self._throttle, self._audit
+            broker, self._reactor, self._portal, self._welcome, visit, self._throttle, self._audit,
+            self._gate.guessable,
         )
         broker.setNameForLocal("root", root)
         return broker
@@ -260,6 +262,7 @@ class Daemon(service.Service):
 def prepare(reactor: Any, configuration: Configuration) -> Daemon:
     """All that can fail before the daemon runs: certificate, token, lock, port. Raises an SksdError for each."""
     configuration.check_enabled()
+    _descriptors()
     paths.private(paths.state())
     paths.private(paths.runtime())
     lock = _lock()
@@ -272,6 +275,15 @@ def prepare(reactor: Any, configuration: Configuration) -> Daemon:
         os.close(lock)
         raise
     return Daemon(reactor, configuration, identity, gate, tickets, bound, lock)
+
+
+def _descriptors() -> None:
+    """Room for as many connections as the door takes, each with one to the proxy, where the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * CONNECTIONS + 100
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _identity(configuration: Configuration) -> certificate.Identity:

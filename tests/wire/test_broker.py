@@ -1,11 +1,12 @@
 """The broker with limits: what a peer may do, and what a stranger cannot."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import defer, task
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import LogLevel, globalLogPublisher, textFileLogObserver
 from twisted.spread import pb
 from twisted.trial import unittest
 
@@ -201,6 +202,24 @@ class Calls(unittest.TestCase):
         self.pair.flush()
         self.assertEqual(self.successResultOf(d)[0]["error"]["code"], "bad-request")
         self.assertEqual(self.service.called, [])
+
+    def test_no_argument_is_logged(self) -> None:
+        lines: list[str] = []
+        observer = textFileLogObserver(SimpleNamespace(write=lines.append, flush=lambda: None))  # type: ignore[arg-type]
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        for name, arguments in (
+            ("echo", ({"step": "classified", "classified": 1},)),
+            ("echo", ("classified", {"a": "classified"})),
+            ("nonsense", ({"step": "classified"},)),
+            ("break", ({"step": "classified"},)),
+        ):
+            self.pair.root.callRemote(name, *arguments)
+            self.pair.flush()
+        self.flushLoggedErrors(ZeroDivisionError)
+        # What a call raises is logged, and no argument of it.
+        self.assertNotIn("classified", "".join(lines).replace("ZeroDivisionError: classified", "").replace(
+            'ZeroDivisionError("classified")', ""))
 
     def test_private_names_cannot_be_called(self) -> None:
         for name in ("__init__", "echo.__func__", "../echo", ""):

@@ -12,7 +12,15 @@ from twisted.trial import unittest
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from sksd.errors import BadRequest, LoginMethod, LoginRefused, NotAllowed, ProtocolMismatch, TooManyFailures
+from sksd.errors import (
+    BadRequest,
+    LoginMethod,
+    LoginRefused,
+    NotAllowed,
+    ProtocolMismatch,
+    TooManyConnections,
+    TooManyFailures,
+)
 from sksd.interfaces import IGate
 from sksd.server import audit, door
 from sksd.server.gate import UserGate, account
@@ -27,6 +35,8 @@ from tests.wire.pairs import Pair
 @implementer(IGate)
 class Gate:
     """Lets `ada` in with `lovelace`."""
+
+    guessable = True
 
     def methods(self) -> list[str]:
         return ["password"]
@@ -67,8 +77,8 @@ class Login(unittest.TestCase):
         self.visit = door.Visit(door.Connections(self.clock), "192.0.2.1", 4711)
         self.entries: list[audit.Entry] = []
         sink = audit.Audit(self)
-        root = LoginRoot(self.pair.server, self.clock, portal, self.welcome, self.visit, self.throttle, sink)
-        self.pair.server.setNameForLocal("root", root)
+        self.root = LoginRoot(self.pair.server, self.clock, portal, self.welcome, self.visit, self.throttle, sink)
+        self.pair.server.setNameForLocal("root", self.root)
         self.caller = Caller(self.clock, "lab")
 
     def make(self, user: str, mind: Any) -> Avatar:
@@ -189,6 +199,19 @@ class Login(unittest.TestCase):
         failure = self.failureResultOf(self.login(user="ada", password="lovelace"), TooManyFailures)
         self.assertIn("wait 16 s", str(failure.value))
         self.assertEqual(self.entries[-1].reason, "too-many-failures")
+
+    def test_where_nobody_can_guess_only_refusals_wait(self) -> None:
+        self.root._guessable = False
+        self.refused(30)
+        d = self.login(user="ada", password="babbage")
+        for _ in range(2):
+            self.clock.advance(CAP / 2 - 0.1)
+            self.pair.flush()
+            self.assertNoResult(d)
+        self.clock.advance(CAP)
+        self.pair.flush()
+        self.failureResultOf(d, LoginRefused)
+        self.successResultOf(self.login(user="ada", password="lovelace"))
 
     def test_gone_while_it_waits(self) -> None:
         self.refused(FREE + 2)
@@ -326,7 +349,7 @@ class Doors(unittest.TestCase):
     def test_login_in_time(self) -> None:
         protocol, transport = self.visitor()
         protocol.handshakeCompleted()
-        self.built[-1][1].welcome()
+        self.built[-1][1].welcome("ada")
         self.clock.advance(1000)
         self.assertFalse(transport.aborted)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -343,7 +366,7 @@ class Doors(unittest.TestCase):
     def test_who_has_logged_in_is_never_dropped(self) -> None:
         protocol, transport = self.visitor()
         protocol.handshakeCompleted()
-        self.built[-1][1].welcome()
+        self.built[-1][1].welcome("ada")
         self.flood(1000)
         self.assertFalse(transport.aborted)
 
@@ -365,19 +388,33 @@ class Doors(unittest.TestCase):
         visitors = self.flood(30, "192.0.2.1") + self.flood(30, "192.0.2.2")
         for protocol, _ in visitors[::2]:
             protocol.handshakeCompleted()
-            self.built[-1][1].welcome()
+            self.built[-1][1].welcome("ada")
         for protocol, _ in visitors:
             protocol.connectionLost()
         connections = self.door._connections
         self.assertEqual((connections.total, connections._count, connections.strangers), (0, 0, {}))
+        self.assertEqual(connections.users, {})
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_full_of_people_who_have_logged_in(self) -> None:
         self.patch(door, "CONNECTIONS", 10)
         for protocol, _ in self.flood(10):
             protocol.handshakeCompleted()
-            self.built[-1][1].welcome()
+            self.built[-1][1].welcome("ada")
         self.assertIsNone(self.door.buildProtocol(Address("192.0.2.9")))  # type: ignore[arg-type]
+
+    def test_connections_of_one_user(self) -> None:
+        self.patch(door, "CONNECTIONS_PER_USER", 3)
+        visits = []
+        for _ in range(4):
+            protocol, _ = self.visitor()
+            protocol.handshakeCompleted()
+            visits.append(self.built[-1][1])
+        for visit in visits[:3]:
+            visit.welcome("ada")
+        self.assertRaises(TooManyConnections, visits[3].welcome, "ada")
+        visits[0].over()
+        visits[3].welcome("ada")
 
     def test_bytes_of_a_stranger(self) -> None:
         protocol, transport = self.visitor()
@@ -385,7 +422,7 @@ class Doors(unittest.TestCase):
         self.assertFalse(protocol.visit.spend(1))
         self.assertTrue(transport.aborted)
         protocol, transport = self.visitor()
-        protocol.visit.welcome()
+        protocol.visit.welcome("ada")
         self.assertTrue(protocol.visit.spend(10**9))
 
     def test_one_line_for_a_flood(self) -> None:
