@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from twisted.internet import defer
+
 from tests import attacks
 from tests.system.daemon import DaemonCase
-from tests.system.watch import attack, warm
+from tests.system.watch import attack, memory, warm
 
 #: MiB that the daemon may grow by, and lines of log for a connection.
 GROWTH, LINES = 32, 10
@@ -64,6 +66,25 @@ class Hazards(DaemonCase):
         if not shutil.which("openssl"):
             self.skipTest("there is no openssl here")
         await self.attacked(*GROUPS["padding"])
+
+    async def test_somebody_who_calls_and_does_not_read(self) -> None:
+        daemon = await self.start()
+        here = await self.log_in()
+        other = await self.log_in()
+        before = memory(self.note().pid)
+        transport = here._broker.transport
+        transport.pauseProducing()
+        asked = [defer.ensureDeferred(here.host()) for _ in range(6000)]
+        for _ in range(20):
+            await other.ping()
+        self.assertLess(memory(self.note().pid) - before, GROWTH)
+        transport.resumeProducing()
+        for answer in asked:
+            await answer
+        for each in (here, other):
+            await each.close()
+        await self.stop(daemon)
+        self.assertNotIn(b"dropping", daemon.output)
 
     def test_every_attack_has_a_test(self) -> None:
         self.assertEqual(sorted(name for group in GROUPS.values() for name in group), sorted(attacks.ATTACKS))

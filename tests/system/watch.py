@@ -36,7 +36,8 @@ class Watched:
         )
 
 
-def _memory(pid: int) -> float:
+def memory(pid: int) -> float:
+    """MiB of a process that are its own."""
     found: float = psutil.Process(pid).memory_full_info().uss / 2**20
     return found
 
@@ -45,7 +46,7 @@ async def attack(name: str, note: Note, here: Session, log: Callable[[], int]) -
     """Attack the daemon of `note` while `here` calls it; `log()` counts the lines of its log so far."""
     attacker = Process()
     command = (sys.executable, "-m", "tests.attacks", name, note.address, str(note.port))
-    before, lines, began = _memory(note.pid), log(), time.perf_counter()
+    before, lines, began = memory(note.pid), log(), time.perf_counter()
     reactor.spawnProcess(attacker, command[0], command, env=None)  # type: ignore[attr-defined]
     peak, stall, looked = before, 0.0, 0.0
     while not attacker.ended.called:
@@ -54,7 +55,7 @@ async def attack(name: str, note: Note, here: Session, log: Callable[[], int]) -
         end = time.perf_counter()
         stall = max(stall, end - start)
         if end - looked > LOOK:
-            looked, peak = end, max(peak, _memory(note.pid))
+            looked, peak = end, max(peak, memory(note.pid))
         await task.deferLater(reactor, PAUSE)
     code = await attacker.ended
     if code:
@@ -65,7 +66,7 @@ async def attack(name: str, note: Note, here: Session, log: Callable[[], int]) -
     return Watched(
         connections=connections,
         seconds=time.perf_counter() - began,
-        growth=max(peak, _memory(note.pid)) - before,
+        growth=max(peak, memory(note.pid)) - before,
         stall=stall * 1000,
         lines=(log() - lines) / connections,
     )

@@ -29,7 +29,10 @@ PURE = [
     "proxy/lifecycle.py",
     "wire/messages.py",
     "wire/announcement.py",
+    "wire/sshkey.py",
+    "wire/authorized_keys.py",
     "server/arithmetic.py",
+    "server/throttle.py",
 ]
 
 

@@ -150,7 +150,7 @@ class Refusals(unittest.TestCase):
             asked.append(ticket)
             raise TicketRefused()
 
-        visit = Visit(Connections(Clock()), "192.0.2.1", 4711)
+        visit = Visit(Connections(task.Clock()), "192.0.2.1", 4711)
         self.patch(visit, "welcome", lambda user: self.fail("it was let in"))
         link = LinkDoor(check, lambda user: self.fail("it was joined"), visit, Audit(Nowhere()))
         transport = Transport()
