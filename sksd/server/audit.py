@@ -10,14 +10,18 @@ import contextlib
 import datetime
 import os
 import socket
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
-from attrs import define
+from attrs import Factory, define
 from twisted.logger import Logger
 
 from sksd import paths
+from sksd.server.throttle import group
 
 log = Logger()
 
@@ -26,6 +30,10 @@ JOURNAL: Final = "/run/systemd/journal/socket"
 #: Bytes of the file before it is put aside as audit.log.1, and how many of those are kept.
 SIZE: Final = 4 * 1024 * 1024
 KEPT: Final = 4
+#: Seconds between two refusals of one address that are recorded: a stranger must not fill the log until it has lost
+#: what went before. And the addresses that this is remembered of.
+PAUSE: Final = 1.0
+REMEMBERED: Final = 1024
 
 
 class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -47,6 +55,8 @@ class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
     engine: str | None = None
     environment: str | None = None
     reason: str | None = None
+    #: How many of this event and address were left out since the last one.
+    left_out: int | None = None
     fingerprint: str | None = None
 
 
@@ -131,13 +141,33 @@ class Audit:
     keeps nobody from working."""
 
     _sink: Sink
+    _clock: Callable[[], float] = time.monotonic
     _broken: bool = False
+    #: By event and address: when one was recorded, and how many were left out since.
+    _refused: OrderedDict[tuple[str, str], tuple[float, int]] = Factory(OrderedDict)
+
+    def _left_out(self, event: str, address: str) -> int | None:
+        """None for a refusal that is not to be recorded, else how many were left out before it."""
+        now, key = self._clock(), (event, group(address))
+        at, count = self._refused.pop(key, (now - PAUSE, 0))
+        if now - at < PAUSE:
+            self._refused[key] = (at, count + 1)
+            return None
+        self._refused[key] = (now, 0)
+        while len(self._refused) > REMEMBERED:
+            self._refused.popitem(last=False)
+        return count
 
     def record(self, event: str, **fields: Any) -> None:
         """One event, now; `fields` are those of `Entry`."""
-        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        if event.endswith("-refused"):
+            left_out = self._left_out(event, fields.get("address", ""))
+            if left_out is None:
+                return
+            fields["left_out"] = left_out or None
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         try:
-            self._sink.write(Entry(time=time, event=event, **fields))
+            self._sink.write(Entry(time=now, event=event, **fields))
         except OSError as error:
             if not self._broken:
                 log.error("the audit log cannot be written: {why}", why=error.strerror or str(error))

@@ -9,6 +9,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from twisted.internet import task
 from twisted.logger import globalLogPublisher
 from twisted.trial import unittest
 
@@ -39,6 +40,22 @@ class Files(unittest.TestCase):
         for name in ("password", "token", "key", "ticket"):
             self.assertRaises(TypeError, log.record, "login", **{name: "secret"})
             self.assertNotIn(name, audit.Entry.__struct_fields__)
+
+    def test_strangers_do_not_fill_it(self) -> None:
+        clock = task.Clock()
+        log = audit.Audit(audit.File(self.path), clock.seconds)
+        for _ in range(100):
+            log.record("login-refused", address="2001:db8::1")
+            log.record("login-refused", address="2001:db8::2")
+        log.record("login-refused", address="192.0.2.1")
+        log.record("link-refused", address="192.0.2.1")
+        clock.advance(audit.PAUSE)
+        log.record("login-refused", address="2001:db8::1")
+        entries = [json.loads(line) for line in self.path.read_text().splitlines()]
+        self.assertEqual([entry.get("left_out", 0) for entry in entries], [0, 0, 0, 199])
+        for number in range(audit.REMEMBERED * 2):
+            log.record("login-refused", address=f"address {number}")
+        self.assertEqual(len(log._refused), audit.REMEMBERED)
 
     def test_put_aside_when_it_has_grown(self) -> None:
         log = audit.Audit(audit.File(self.path, size=1000))
