@@ -181,6 +181,19 @@ class CertificateRefused(SksdError):
     code = "certificate-refused"
 
 
+class ClientCertificate(SksdError):
+    """{host} lets nobody in without a certificate from its own CA ({problem}): give yours with --client-certificate
+    and --client-key, or ask whoever runs the host for one."""
+
+    code = "client-certificate"
+
+
+class ClientCertificateUnusable(SksdError):
+    """Your certificate in {file} cannot be used: {problem}."""
+
+    code = "client-certificate-unusable"
+
+
 class KnownHostsBroken(SksdError):
     """{file} cannot be used ({problem}): mend it, or move it away and trust your hosts again."""
 
@@ -197,10 +210,35 @@ class LoginRefused(SksdError):
     code = "login-refused"
 
 
+class TooManyFailures(SksdError):
+    """Too many logins from your address have failed on {host} lately: wait {seconds} s and try again."""
+
+    code = "too-many-failures"
+
+
+class TooManyConnections(SksdError):
+    """You have {limit} connections to {host} already, as many as it takes: close some."""
+
+    code = "too-many-connections"
+
+
 class LoginMethod(SksdError):
     """{host} does not offer the login method '{method}': it offers {methods}."""
 
     code = "login-method"
+
+
+class SshKeyRefused(LoginRefused):
+    """{host} takes none of your SSH keys for this user: put the public one into ~/.ssh/authorized_keys there, or log
+    in with a password (`sksd login {host}`)."""
+
+    code = "ssh-key-refused"
+
+
+class SshKeyUnusable(SksdError):
+    """The SSH key {file} cannot be used: {problem}."""
+
+    code = "ssh-key"
 
 
 class NoPassword(SksdError):

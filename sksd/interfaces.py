@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from twisted.internet.interfaces import IStreamClientEndpoint
-from zope.interface import Interface
+from zope.interface import Attribute, Interface
 
 
 class IAvatar(Interface):
@@ -16,12 +16,15 @@ class IGate(Interface):
     Kept this small so that it can move into a process of its own.
     """
 
+    guessable = Attribute("Whether somebody may guess a secret of this gate's: then attempts wait for their turn.")
+
     def methods() -> list[str]:
         """The login methods this gate knows. Called for every `hello`."""
 
     async def check(method: str, user: str, password: str) -> str:
         """The name of the account that these credentials open; raises LoginRefused (one sentence for an unknown
-        user and a wrong password) or LoginMethod. Called by the portal's checker, once a login."""
+        user and a wrong password) or LoginMethod. Called by the portal's checker, once a login. For the method
+        `ssh-key` the password is a `sksd.wire.sshkey.Attempt` in JSON."""
 
     async def endpoint(user: str) -> IStreamClientEndpoint:
         """The socket of `user`'s proxy, which runs when this returns.

@@ -8,12 +8,17 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from twisted.internet import threads
+
 from sksd import paths
 from sksd.cli.options import Access
 from sksd.cli.running import Scope, asking, finished
+from sksd.client import sshkeys
 from sksd.client.hosts import LOOKUP, Target, target
 from sksd.client.session import Connection, Session, connect
-from sksd.errors import LoginMethod, NoKeyring, NoPassword
+from sksd.client.sshkeys import Signer
+from sksd.errors import LoginMethod, NoKeyring, NoPassword, SshKeyRefused, SshKeyUnusable
+from sksd.wire.names import METHOD_SSH_KEY
 
 #: The service under which passwords are in the keyring; the account is `USER@HOST`.
 SERVICE = "sksd"
@@ -28,6 +33,7 @@ async def reach(scope: Scope, access: Access) -> Target:
             access.host,
             accept_new=access.accept_new,
             ca=access.ca,
+            client=access.client,
             seconds=min(access.timeout, LOOKUP),
         )
 
@@ -102,23 +108,68 @@ def keep_password(user: str, host: Target, password: str | None) -> bool:
         raise NoKeyring(problem=first.rstrip(".")) from None
 
 
+async def signers(scope: Scope, access: Access) -> list[Signer]:
+    """The SSH keys to try: that of --ssh-key, whose passphrase is asked for, else the agent's."""
+    if access.ssh_key is not None:
+        return [sshkeys.of_file(access.ssh_key, lambda: _passphrase(str(access.ssh_key)))]
+    pool = scope.reactor.getThreadPool()
+    return await threads.deferToThreadPool(scope.reactor, pool, sshkeys.of_agent)
+
+
+def _passphrase(file: str) -> str:
+    if not sys.stdin.isatty():
+        problem = "it has a passphrase: run this at a terminal, or add it to your agent with `ssh-add`"
+        raise SshKeyUnusable(file=file, problem=problem)
+    with asking():
+        try:
+            return getpass.getpass(f"Passphrase of {file}: ")
+        except EOFError:
+            raise SshKeyUnusable(file=file, problem="it has a passphrase") from None
+
+
+async def enter(
+    scope: Scope, access: Access, host: Target, user: str, password: str | None
+) -> tuple[Connection, Session, str | None]:
+    """Log in: with `password`, or where that is None with an SSH key, or with a password that is asked for.
+
+    Answers the connection, which the caller closes, the session, and the password that did it.
+    """
+    keys: list[Signer] = []
+    if not access.guest and (password is None or access.ssh_key is not None):
+        keys = await signers(scope, access)
+        # Before anybody is asked the certificate was checked, and no connection waits for a person.
+        connection = await say_hello(scope, access, host)
+        try:
+            if keys and METHOD_SSH_KEY in connection.welcome.methods:
+                with scope.output.waiting(scope.reactor, f"Logging in on {host.name} with an SSH key"):
+                    return connection, await connection.login_by_key(user, keys), None
+            if access.ssh_key is not None:
+                offered = ", ".join(connection.welcome.methods)
+                raise LoginMethod(host=host.name, method=METHOD_SSH_KEY, methods=offered)
+        except BaseException as error:
+            await finished(connection.close())
+            if access.ssh_key is not None or not isinstance(error, SshKeyRefused):
+                raise
+        await finished(connection.close())
+        password = prompted_password(user, host)
+    connection = await say_hello(scope, access, host)
+    try:
+        return connection, await log_in(scope, access, connection, user, password or ""), password
+    except BaseException:
+        await finished(connection.close())
+        raise
+
+
 @asynccontextmanager
 async def session_on(scope: Scope, access: Access) -> AsyncIterator[Session]:
     """Logged in on the host, for as long as the block lasts; engines go on afterwards."""
     host = await reach(scope, access)
     user = account(access, host)
-    password: str | None = ""
-    if not access.guest:
-        password = given_password(access, host)
-        if password is None:
-            password = kept_password(user, host)
-    if password is None:
-        # The certificate first, and no connection that waits for a person.
-        await (await say_hello(scope, access, host)).close()
-        password = prompted_password(user, host)
-    connection = await say_hello(scope, access, host)
+    password = given_password(access, host)
+    if password is None and access.ssh_key is None and not access.guest:
+        password = kept_password(user, host)
+    connection, session, _ = await enter(scope, access, host, user, password)
     try:
-        session = await log_in(scope, access, connection, user, password)
         yield session
     finally:
         await finished(connection.close())

@@ -15,7 +15,7 @@ from sksd.cli.running import Scope, run
 @options.on_host
 @click.pass_obj
 def command(output: Output, access: options.Access, forget: bool) -> None:
-    """Check a password and keep it in the keyring."""
+    """Log in, and keep the password in the keyring. With an SSH key none is needed."""
 
     async def body(scope: Scope) -> None:
         from sksd.cli import access as logins
@@ -29,18 +29,12 @@ def command(output: Output, access: options.Access, forget: bool) -> None:
             output.say(f"Forgot the password for {host.name}." if had else f"No password is kept for {host.name}.")
             return
         password = logins.given_password(access, host)
-        if password is None and not access.guest:
-            await (await logins.say_hello(scope, access, host)).close()
-            password = logins.prompted_password(user, host)
-        connection = await logins.say_hello(scope, access, host)
-        try:
-            session = await logins.log_in(scope, access, connection, user, password or "")
-        finally:
-            await finished(connection.close())
+        connection, session, used = await logins.enter(scope, access, host, user, password)
+        await finished(connection.close())
         # The token in its file is all that the daemon of this very user needs.
-        store = not host.own and not access.guest
+        store = used is not None and not host.own and not access.guest
         if store:
-            logins.keep_password(user, host, password)
+            logins.keep_password(user, host, used)
         output.document({"host": host.name, "user": session.user, "stored": store})
         kept = " The password is in the keyring." if store else ""
         output.say(f"Logged in on {host.name} as {session.user}.{kept}")

@@ -30,6 +30,31 @@ class Access:
     accept_new: bool
     ca: Path | None
     timeout: float
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    ssh_key: Path | None = None
+
+    @property
+    def client(self) -> tuple[Path, Path] | None:
+        """The client's certificate and its key, which may stand in the same file."""
+        if self.client_certificate is None:
+            return None
+        return self.client_certificate, self.client_key or self.client_certificate
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def own_certificate(command: Command) -> Command:
+    """--client-certificate and --client-key."""
+    for decorate in (
+        click.option("--client-key", metavar="FILE", type=_FILE, envvar="SKSD_CLIENT_KEY",
+                     help="The key of it, where it is not in the same file (or $SKSD_CLIENT_KEY)."),
+        click.option("--client-certificate", metavar="FILE", type=_FILE, envvar="SKSD_CLIENT_CERTIFICATE",
+                     help="Your own certificate, PEM, for a host that asks for one (or $SKSD_CLIENT_CERTIFICATE)."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
 
 
 def _json(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
@@ -65,11 +90,13 @@ def on_host(command: Command) -> Command:
         as_json,
         click.option("--timeout", metavar="S", type=click.FloatRange(0, 3600, min_open=True), default=30.0,
                      show_default=True, help="Seconds the host has to answer, each time it is asked."),
-        click.option("--ca", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        own_certificate,
+        click.option("--ca", metavar="FILE", type=_FILE,
                      help="Trust certificates from this CA (PEM) instead of remembered ones."),
         click.option("--accept-new", is_flag=True, help="Trust and remember an unknown certificate."),
         click.option("--guest", is_flag=True, help="Log in as a guest."),
         click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin."),
+        click.option("--ssh-key", metavar="FILE", type=_FILE, help="Log in with this SSH key (else: your agent's)."),
         click.option("--user", metavar="U", help="Account on the host (default: your name here)."),
     ):  # fmt: skip
         with_access = decorate(with_access)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -16,17 +17,25 @@ from sksd.cli.running import Scope, asking, run
 @click.option("--fingerprint", metavar="F", help="Remember this fingerprint, which you got from the host's owner.")
 @click.option("--forget", is_flag=True, help="No longer trust the host.")
 @click.option("--list", "listing", is_flag=True, help="List the hosts that are trusted.")
+@options.own_certificate
 @click.option("--timeout", metavar="S", type=click.FloatRange(0, 3600, min_open=True), default=30.0,
               show_default=True, help="Seconds the host has to answer.")
 @options.as_json
 @click.pass_context
 def command(
-    context: click.Context, host: str | None, fingerprint: str | None, forget: bool, listing: bool, timeout: float
+    context: click.Context,
+    host: str | None,
+    fingerprint: str | None,
+    forget: bool,
+    listing: bool,
+    timeout: float,
+    client_certificate: Path | None,
+    client_key: Path | None,
 ) -> None:
     """Remember or forget the certificate of a host.
 
     Without options it shows the certificate's fingerprint and asks. Compare it with what `sksd info local` shows
-    on that machine.
+    on that machine. A certificate of your own that is given here is shown to the host from then on.
     """
     output: Output = context.obj
     if listing + forget + (fingerprint is not None) > 1 or listing == (host is not None):
@@ -39,6 +48,10 @@ def command(
         _remember(context, output, host, fingerprint)
     else:
         _ask(output, host, timeout)
+    if client_certificate is not None and host is not None and not forget:
+        from sksd.client.trust import KnownHosts
+
+        KnownHosts().show(_key(host), client_certificate, client_key or client_certificate)
 
 
 def _list(output: Output) -> None:

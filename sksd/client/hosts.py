@@ -86,6 +86,9 @@ class FromNote(KnownHosts):
         """The fingerprint of the note."""
         return normal(self.fingerprint)
 
+    def client(self, key: str) -> None:
+        """A note names no certificate of the client's."""
+
 
 @attrs.define
 class Target:
@@ -106,9 +109,10 @@ class Target:
     certificate_name: str = ""
     pretty: str = ""
     own: bool = False
+    client: tls.ClientFiles | None = None
 
     def creator(self, alpn: bytes) -> tls.Creator:
-        """TLS for one connection; raises KnownHostsBroken or CertificateRefused."""
+        """TLS for one connection; raises KnownHostsBroken, CertificateRefused or ClientCertificateUnusable."""
         return tls.context(
             self.key,
             alpn,
@@ -117,6 +121,7 @@ class Target:
             name=self.pretty,
             ca=self.ca,
             hostname=self.certificate_name,
+            client=self.client or (self.known.client(self.key) if self.ca is None else None),
         )
 
 
@@ -153,6 +158,7 @@ async def target(
     ca: Path | None = None,
     seconds: float = LOOKUP,
     known: KnownHosts | None = None,
+    client: tls.ClientFiles | None = None,
 ) -> Target:
     """The host that a person calls `host`; `seconds` are for looking up a name on the network.
 
@@ -160,12 +166,13 @@ async def target(
     """
     place = parse(host)
     if place.local:
-        return local_target()
+        return attrs.evolve(local_target(), client=client)
     known = known or KnownHosts()
     if place.port:
         key = host_key(place.text)
         return Target(
-            place.text, place.address, place.port, key, known, accept_new, ca, certificate_name=place.address
+            place.text, place.address, place.port, key, known, accept_new, ca, certificate_name=place.address,
+            client=client,
         )
     found = await _look_up(reactor, place.name, seconds)
     address = await discovery.alive(reactor, found)
@@ -182,6 +189,7 @@ async def target(
         ca,
         certificate_name=place.name,
         pretty=found.name,
+        client=client,
     )
 
 

@@ -5,22 +5,24 @@ Runs under any Twisted reactor, so the command line and the Spyder plugin share 
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import msgspec
-from twisted.internet import defer, endpoints, error, protocol
+from twisted.internet import defer, endpoints, error, protocol, threads
 from twisted.python.failure import Failure
 from twisted.spread import pb
 
 from sksd import __version__
-from sksd.client.tls import Creator
-from sksd.errors import HostGone, SksdError, TimedOut, Unreachable
-from sksd.wire import messages
+from sksd.client import sshkeys
+from sksd.client.tls import Creator, client_refused
+from sksd.errors import HostGone, LoginRefused, SksdError, SshKeyRefused, TimedOut, Unreachable
+from sksd.wire import messages, sshkey
 from sksd.wire.broker import BrokerFactory, LimitedBroker, Remote
 from sksd.wire.calls import CALL_TIMEOUT, Caller
-from sksd.wire.handshake import AfterHandshake
-from sksd.wire.names import ALPN_LINK, ALPN_PB
+from sksd.wire.handshake import AfterHandshake, channel_binding
+from sksd.wire.names import ALPN_LINK, ALPN_PB, METHOD_SSH_KEY
 
 #: Seconds to connect, and again for TLS and the first call.
 CONNECT_TIMEOUT: Final = 10.0
@@ -123,8 +125,24 @@ class Connection:
 
     async def login(self, user: str, password: str, method: str = "password") -> Session:
         """Log in; raises LoginRefused, LoginMethod, NotAllowed. After three refusals the host hangs up."""
+        return await self._login(messages.Login(method=method, user=user, password=password))
+
+    async def login_by_key(self, user: str, signers: list[sshkeys.Signer]) -> Session:
+        """Log in with any of these SSH keys; raises SshKeyRefused, LoginMethod, NotAllowed."""
+        channel = channel_binding(self._broker.transport)
+        signed = sshkey.message(user, channel, base64.b64decode(self.welcome.nonce))
+        pool = self._reactor.getThreadPool()
+        proofs = await threads.deferToThreadPool(self._reactor, pool, sshkeys.prove, signers, signed)
+        if not proofs:
+            raise SshKeyRefused(host=self.route.name)
+        try:
+            return await self._login(messages.Login(method=METHOD_SSH_KEY, user=user, keys=proofs))
+        except LoginRefused:
+            raise SshKeyRefused(host=self.route.name) from None
+
+    async def _login(self, request: messages.Login) -> Session:
         session = Session(self._reactor, self.route, self._broker, self._caller, self.welcome)
-        request = messages.Login(method=method, user=user, password=password, protocol=self.welcome.protocol)
+        request.protocol = self.welcome.protocol
         logged_in, avatar = await self._caller.call_for(
             self._root, "login", request, messages.LoggedIn, _Mind(session._told)
         )
@@ -140,7 +158,7 @@ async def connect(reactor: Any, route: Route, timeout: float = CALL_TIMEOUT) -> 
     """Connect to a host and say hello. `timeout`: seconds for this (CONNECT_TIMEOUT at most), and for each later
     call of the session.
 
-    Raises Unreachable, TimedOut, NotSksd, ProtocolMismatch and the errors of the certificate.
+    Raises Unreachable, TimedOut, NotSksd, ProtocolMismatch, ClientCertificate and the errors of the certificate.
     """
     agreed: defer.Deferred[None] = defer.Deferred()
     brokers = BrokerFactory(on_ready=lambda _: agreed.callback(None))
@@ -150,7 +168,8 @@ async def connect(reactor: Any, route: Route, timeout: float = CALL_TIMEOUT) -> 
 
         def gone() -> None:
             if not agreed.called:
-                agreed.errback(Failure(HostGone(host=route.name, problem=broker.dropped or "it closed it")))
+                gone_for = HostGone(host=route.name, problem=broker.dropped or "it closed it")
+                agreed.errback(Failure(client_refused(broker.lost, route.name) or gone_for))
 
         broker.notifyOnDisconnect(gone)
         return broker

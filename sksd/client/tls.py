@@ -6,7 +6,7 @@ Either a list of trusted certificates (CA) that somebody configured, or the pin 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
@@ -27,17 +27,54 @@ from sksd.errors import (
     CertificateChanged,
     CertificateRefused,
     CertificateUnknown,
+    ClientCertificate,
+    ClientCertificateUnusable,
     HostGone,
     NotSksd,
     SksdError,
 )
 from sksd.wire.fingerprint import fingerprint, same
 
+#: Files, PEM: the client's certificate with its chain, and its key.
+ClientFiles = tuple[Path, Path]
 _PEM_END: Final = b"-----END CERTIFICATE-----"
 
 
 def _der(certificate: crypto.X509) -> bytes:
     return crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+
+
+def _own(files: ClientFiles | None) -> dict[str, Any]:
+    """What CertificateOptions takes for the client's own certificate; raises ClientCertificateUnusable."""
+    if files is None:
+        return {}
+    certificate, key = files
+    file = certificate
+    try:
+        parts = certificate.read_bytes().split(_PEM_END)[:-1]
+        first, *rest = (crypto.load_certificate(crypto.FILETYPE_PEM, part + _PEM_END + b"\n") for part in parts)
+        file = key
+        private = crypto.load_privatekey(crypto.FILETYPE_PEM, key.read_bytes(), b"")
+        options: dict[str, Any] = {"privateKey": private, "certificate": first, "extraCertChain": rest}
+        # Asks OpenSSL whether both belong together.
+        CertificateOptions(**options).getContext()
+    except (OSError, ValueError, TypeError, crypto.Error, SSL.Error) as error:
+        problem = getattr(error, "strerror", None) or "it is not PEM, has a passphrase, or is not of the other file"
+        raise ClientCertificateUnusable(file=str(file), problem=problem) from None
+    return options
+
+
+def client_refused(reason: Failure, host: str) -> SksdError | None:
+    """The error to raise where a host has hung up because of the client's certificate, or for want of one.
+
+    Called when a connection ends before the first answer: in TLS 1.3 the alert comes after the client's handshake.
+    """
+    if isinstance(reason.value, SSL.Error) and reason.value.args:
+        for part in reason.value.args[0]:
+            _, alert, problem = str(part[-1]).partition("alert ")
+            if alert:
+                return ClientCertificate(host=host, problem=problem)
+    return None
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -50,7 +87,14 @@ class Pinned:
     """
 
     def __init__(
-        self, known: KnownHosts, key: str, alpn: bytes, *, accept_new: bool = False, name: str = ""
+        self,
+        known: KnownHosts,
+        key: str,
+        alpn: bytes,
+        *,
+        accept_new: bool = False,
+        name: str = "",
+        client: ClientFiles | None = None,
     ) -> None:
         self._known = known
         self._key = key
@@ -58,7 +102,7 @@ class Pinned:
         self._name = name
         self._pin = known.get(key)
         self._alpn = alpn
-        self._options = CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_3, verify=False)
+        self._options = CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_3, verify=False, **_own(client))
         #: Fingerprint of the certificate that the host showed; None before it did.
         self.fingerprint: str | None = None
         #: Why the host was refused; None when it was not.
@@ -121,7 +165,7 @@ class Authorised:
     be used.
     """
 
-    def __init__(self, hostname: str, alpn: bytes, ca: Path) -> None:
+    def __init__(self, hostname: str, alpn: bytes, ca: Path, client: ClientFiles | None = None) -> None:
         self._hostname = hostname
         self.fingerprint: str | None = None
         self.problem: SksdError | None = None
@@ -137,7 +181,7 @@ class Authorised:
             hostname,
             trustRoot=trustRootFromCertificates(roots),
             acceptableProtocols=[alpn],
-            extraCertificateOptions={"raiseMinimumTo": TLSVersion.TLSv1_3},
+            extraCertificateOptions={"raiseMinimumTo": TLSVersion.TLSv1_3, **_own(client)},
         )
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
@@ -162,16 +206,18 @@ def context(
     name: str = "",
     ca: Path | None = None,
     hostname: str = "",
+    client: ClientFiles | None = None,
 ) -> Creator:
     """What to wrap one connection in. Called by the session and the relay, anew for each attempt.
 
     `key` is the host's key (trust.host_key), `alpn` one of the names in sksd.wire.names, `name` the pretty
-    name to note down. With `ca`, `hostname` is what the certificate must be for: what the person typed, never
-    what the network said. Raises KnownHostsBroken, CertificateRefused.
+    name to note down, `client` what the client shows where the host asks for a certificate. With `ca`,
+    `hostname` is what the certificate must be for: what the person typed, never what the network said. Raises
+    KnownHostsBroken, CertificateRefused, ClientCertificateUnusable.
     """
     if ca is not None:
-        return Authorised(hostname or key, alpn, ca)
-    return Pinned(known, key, alpn, accept_new=accept_new, name=name)
+        return Authorised(hostname or key, alpn, ca, client)
+    return Pinned(known, key, alpn, accept_new=accept_new, name=name, client=client)
 
 
 def _explained(reason: Failure, host: str) -> SksdError:

@@ -35,6 +35,9 @@ class _Host(msgspec.Struct, forbid_unknown_fields=True):
     fingerprint: str
     name: str = ""
     added: str = ""
+    #: Files of the certificate that this user shows there, and of its key.
+    client_certificate: str = ""
+    client_key: str = ""
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -113,6 +116,19 @@ class KnownHosts:
         """The fingerprint that is known for the host, or None."""
         host = self._read().hosts.get(key)
         return None if host is None else normal(host.fingerprint)
+
+    def client(self, key: str) -> tuple[Path, Path] | None:
+        """The files of the certificate and key that the user shows to the host; None where there are none."""
+        host = self._read().hosts.get(key)
+        if host is None or not host.client_certificate:
+            return None
+        return Path(host.client_certificate), Path(host.client_key)
+
+    def show(self, key: str, certificate: Path, private: Path) -> None:
+        """Show these files to a known host from now on."""
+        with self._change() as content:
+            host = content.hosts[key]
+            host.client_certificate, host.client_key = str(certificate.absolute()), str(private.absolute())
 
     def all(self) -> list[Known]:
         """Every known host, by key."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from twisted.spread import pb
@@ -36,7 +37,8 @@ class Observer(Remote):
 class Avatar(Remote):
     """One login of one person. Logging out detaches; it never ends an engine.
 
-    `describe(user)` makes the answer to `host`; `room` is the host's; `ticket(user, engine)` makes a link's ticket.
+    `describe(user)` makes the answer to `host`; `room` is the host's; `ticket(user, engine)` makes a link's ticket;
+    `record(event, **fields)` writes the audit log of this login.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Avatar(Remote):
         describe: Callable[[str], messages.Host],
         room: Room,
         ticket: Callable[[str, str], str],
+        record: Callable[..., None],
     ) -> None:
         self.user = user
+        self._record = record
         self._mind = mind
         self._proxy = proxy
         self._describe = describe
@@ -93,6 +97,8 @@ class Avatar(Remote):
             return messages.Outcome(
                 outcome=names.REFUSED, code=error.code, message=str(error), fields=error.fields
             )
+        if outcome.engine is not None:
+            self._record("engine-started", engine=outcome.engine.id, environment=outcome.engine.prefix)
         if outcome.ticket is not None:
             outcome.ticket.ticket = self._ticket(self.user, outcome.ticket.engine)
         return outcome
@@ -105,13 +111,21 @@ class Avatar(Remote):
         """One engine: its state, and beside it the object to work it with."""
         query = messages.read(messages.EngineQuery, request)
         engine = await self._proxy.call("info", query, messages.Engine)
-        return engine, EngineReference(self._proxy, self.user, engine.id, self._ticket)
+        return engine, EngineReference(self._proxy, self.user, engine.id, self._ticket, self._record)
 
 
 class EngineReference(Remote):
     """One engine in the hands of one login."""
 
-    def __init__(self, proxy: UserProxy, user: str, engine: str, ticket: Callable[[str, str], str]) -> None:
+    def __init__(
+        self,
+        proxy: UserProxy,
+        user: str,
+        engine: str,
+        ticket: Callable[[str, str], str],
+        record: Callable[..., None],
+    ) -> None:
+        self._record = partial(record, engine=engine)
         self._proxy = proxy
         self._user = user
         self._engine = engine
@@ -133,11 +147,13 @@ class EngineReference(Remote):
     async def remote_restart(self, request: dict[str, Any]) -> messages.Engine:
         """A new kernel process on the same sockets and key; answers when it is ready."""
         query = self._query(request, messages.Shutdown)
+        self._record("engine-restarted")
         return await self._proxy.call("restart", query, messages.Engine, timeout=query.grace + 60 + _MARGIN)
 
     async def remote_shutdown(self, request: dict[str, Any]) -> messages.Engine:
         """Stop the kernel; answers when it and all it started have ended."""
         query = self._query(request, messages.Shutdown)
+        self._record("engine-stopped")
         return await self._proxy.call("shutdown", query, messages.Engine, timeout=query.grace + _MARGIN)
 
     async def remote_log(self, request: dict[str, Any]) -> messages.LogPage:

@@ -13,12 +13,14 @@ import os
 import socket
 import stat
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 import attrs
 import ifaddr
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -30,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
-from twisted.internet.ssl import CertificateOptions, TLSVersion
+from twisted.internet.ssl import Certificate, CertificateOptions, TLSVersion, trustRootFromCertificates
 
 from sksd import paths
 from sksd.errors import CannotWrite, ConfigurationFile
@@ -63,6 +65,8 @@ class Identity:
     expires: datetime.datetime
     chain: tuple[x509.Certificate, ...] = attrs.field(repr=False, eq=False)
     private_key: PrivateKey = attrs.field(repr=False, eq=False)
+    #: Whose certificates clients must show; empty: clients show none.
+    client_ca: tuple[x509.Certificate, ...] = attrs.field(default=(), repr=False, eq=False)
 
 
 def _now() -> datetime.datetime:
@@ -163,19 +167,23 @@ def _key(path: Path) -> PrivateKey:
     return key
 
 
-def load(certificate: Path, key: Path, now: datetime.datetime | None = None) -> Identity:
-    """The identity in two PEM files, checked at `now` (UTC). Called at the daemon's start.
+def _certificates(path: Path) -> tuple[x509.Certificate, ...]:
+    try:
+        return tuple(x509.load_pem_x509_certificates(_read(path, secret=False)))
+    except ValueError:
+        raise ConfigurationFile(file=str(path), problem="it does not hold a certificate in PEM") from None
 
-    Raises ConfigurationFile when a file cannot be read, others can read the key, both do not belong together,
-    or the certificate is not valid now.
+
+def load(
+    certificate: Path, key: Path, now: datetime.datetime | None = None, client_ca: Path | None = None
+) -> Identity:
+    """The identity in two PEM files, checked at `now` (UTC). Called at the daemon's start, and when they change.
+
+    Raises ConfigurationFile when a file cannot be read, others can read the key, both do not belong together, the
+    chain is in disorder, or the certificate is not valid now.
     """
     now = now or _now()
-    try:
-        chain = tuple(x509.load_pem_x509_certificates(_read(certificate, secret=False)))
-    except ValueError:
-        raise ConfigurationFile(
-            file=str(certificate), problem="it does not hold a certificate in PEM"
-        ) from None
+    chain = _certificates(certificate)
     private = _key(key)
     first = chain[0]
 
@@ -193,9 +201,19 @@ def load(certificate: Path, key: Path, now: datetime.datetime | None = None) -> 
         raise ConfigurationFile(
             file=str(certificate), problem=f"it has expired on {first.not_valid_after_utc:%Y-%m-%d}: renew it"
         )
+    for number, (issued, issuer) in enumerate(pairwise(chain), start=2):
+        try:
+            issued.verify_directly_issued_by(issuer)
+        except (ValueError, TypeError, InvalidSignature):
+            raise ConfigurationFile(
+                file=str(certificate),
+                problem=f"certificate {number} in it did not issue the one before: the daemon's own comes first, then"
+                " whose it comes from, up to the CA's",
+            ) from None
     return Identity(
         certificate=certificate,
         key=key,
+        client_ca=_certificates(client_ca) if client_ca is not None else (),
         fingerprint=fingerprint(first.public_bytes(Encoding.DER)),
         expires=first.not_valid_after_utc,
         chain=chain,
@@ -203,7 +221,9 @@ def load(certificate: Path, key: Path, now: datetime.datetime | None = None) -> 
     )
 
 
-def own(folder: Path | None = None, now: datetime.datetime | None = None) -> Identity:
+def own(
+    folder: Path | None = None, now: datetime.datetime | None = None, client_ca: Path | None = None
+) -> Identity:
     """The identity in `folder` (default: the caller's state folder), made when there is none.
 
     Two daemons that start at once make one. Called at the daemon's start when the configuration names no
@@ -225,16 +245,19 @@ def own(folder: Path | None = None, now: datetime.datetime | None = None) -> Ide
             os.close(lock)
     except OSError as error:
         raise CannotWrite(path=str(folder), problem=error.strerror or str(error)) from None
-    return load(certificate, key, now)
+    return load(certificate, key, now, client_ca)
 
 
 def context_factory(identity: Identity) -> CertificateOptions:
-    """What the daemon's port listens with: TLS 1.3 only, ALPN for Perspective Broker and links."""
+    """What the daemon's port listens with: TLS 1.3 only, ALPN for Perspective Broker and links, and a certificate of
+    the client's where the identity has a `client_ca`."""
     first, *rest = (crypto.X509.from_cryptography(certificate) for certificate in identity.chain)
+    roots = [Certificate(crypto.X509.from_cryptography(each)) for each in identity.client_ca]
     return CertificateOptions(
         privateKey=crypto.PKey.from_cryptography_key(identity.private_key),
         certificate=first,
         extraCertChain=rest,
         raiseMinimumTo=TLSVersion.TLSv1_3,
         acceptableProtocols=[ALPN_PB, ALPN_LINK],
+        trustRoot=trustRootFromCertificates(roots) if roots else None,
     )

@@ -66,6 +66,12 @@ def _mode(text: str, machine: Machine) -> str:
     return text
 
 
+def _audit(text: str, machine: Machine) -> str:
+    if text not in ("auto", "journal", "file", "no"):
+        raise ValueError("it must be auto, journal, file or no")
+    return text
+
+
 def _line(text: str, machine: Machine) -> str:
     return text
 
@@ -171,8 +177,13 @@ KEYS: Final = (
         "no",
         "Whether the names of the environments are told to the local network, too.",
     ),
-    Key("tls", "certificate", _file, "", "A certificate of your own, PEM, with its chain. Empty: one is made."),
+    Key("sksd", "ssh_keys", _switch, "yes", "Whether the SSH keys in ~/.ssh/authorized_keys open the account, too."),
+    Key("sksd", "audit", _audit, "auto", "Where logins, and what they start and stop, are recorded."),
+    Key(
+        "tls", "certificate", _file, "", "A certificate of your own, PEM, with its chain. Empty: one is made."
+    ),
     Key("tls", "key", _file, "", "The private key of that certificate, PEM, readable by its owner only."),
+    Key("tls", "client_ca", _file, "", "The CA, PEM, whose certificates clients must show. Empty: they need none."),
     Key(
         "kernels",
         "max_kernels",
@@ -221,9 +232,13 @@ class Configuration:
     port: int
     announce: bool
     announce_environments: bool
+    ssh_keys: bool
+    #: `auto`, `journal`, `file` or `no` (sksd.server.audit).
+    audit: str
     #: Absolute paths of PEM files; both or neither.
     certificate: Path | None
     key: Path | None
+    client_ca: Path | None
     #: At least 1.
     max_kernels: int
     #: Bytes kept of each kernel's log.

@@ -7,6 +7,7 @@ import os
 import pwd
 from typing import Any
 
+import msgspec
 from twisted.internet import endpoints
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -15,8 +16,8 @@ from sksd import paths
 from sksd.errors import LoginMethod, LoginRefused
 from sksd.interfaces import IGate
 from sksd.server import token
-from sksd.wire import reaching
-from sksd.wire.names import METHOD_PASSWORD
+from sksd.wire import authorized_keys, reaching, sshkey
+from sksd.wire.names import METHOD_PASSWORD, METHOD_SSH_KEY
 
 log = Logger()
 
@@ -31,24 +32,36 @@ def account() -> str:
 
 @implementer(IGate)
 class UserGate:
-    """`own_token` is the local login token; `environ` what the proxy inherits, less what is sksd's own business."""
+    """`own_token` is the local login token; `environ` what the proxy inherits, less what is sksd's own business.
+    `ssh_keys`: the keys of ~/.ssh/authorized_keys open the account, too."""
 
-    def __init__(self, reactor: Any, own_token: str, environ: dict[str, str] | None = None) -> None:
+    #: 32 random bytes are not.
+    guessable = False
+
+    def __init__(
+        self, reactor: Any, own_token: str, environ: dict[str, str] | None = None, ssh_keys: bool = True
+    ) -> None:
+        self._ssh_keys = ssh_keys
         self._reactor = reactor
         self._token = own_token
         self._environ = dict(os.environ if environ is None else environ)
         self.user = account()
 
     def methods(self) -> list[str]:
-        """One: the token is given as a password."""
-        return [METHOD_PASSWORD]
+        """The token, given as a password, and SSH keys where the account has any."""
+        keys = self._ssh_keys and authorized_keys.place(paths.home()).exists()
+        return [METHOD_PASSWORD, METHOD_SSH_KEY] if keys else [METHOD_PASSWORD]
 
     async def check(self, method: str, user: str, password: str) -> str:
-        """The account of this daemon, for its token; an empty user means that account."""
-        if method != METHOD_PASSWORD:
-            raise LoginMethod(method=method[:40], methods=METHOD_PASSWORD)
+        """The account of this daemon, for its token or an SSH key; an empty user means that account."""
+        if method not in (methods := self.methods()):
+            raise LoginMethod(method=method[:40], methods=", ".join(methods))
         # Both are compared, always, so that the time tells nothing.
-        right = token.matches(password, self._token)
+        if method == METHOD_SSH_KEY:
+            attempt = msgspec.json.decode(password, type=sshkey.Attempt)
+            right = authorized_keys.admits(paths.home(), user, attempt)
+        else:
+            right = token.matches(password, self._token)
         known = hmac.compare_digest(user.encode(), self.user.encode()) or not user
         if not (right and known):
             raise LoginRefused()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet import defer, protocol
@@ -13,6 +14,8 @@ from twisted.python.failure import Failure
 from sksd.errors import InternalError, SksdError
 from sksd.link.hello import FirstFrame, Hello, goodbye_frame, hello_to_proxy
 from sksd.link.protocol import tune
+from sksd.server.audit import Audit
+from sksd.server.door import Visit
 from sksd.wire.names import PREAMBLE_LINK
 
 log = Logger()
@@ -22,7 +25,7 @@ class LinkDoor(protocol.Protocol):
     """The client's end of a link in the daemon.
 
     `check(ticket)` answers (user, engine) or raises TicketRefused; `reach(user)` answers the endpoint of the user's
-    proxy; `on_login` is told once the ticket was good.
+    proxy; `visit` is told once the ticket was good.
     """
 
     transport: Any
@@ -31,11 +34,14 @@ class LinkDoor(protocol.Protocol):
         self,
         check: Callable[[str], tuple[str, str]],
         reach: Callable[[str], Any],
-        on_login: Callable[[], None],
+        visit: Visit,
+        audit: Audit,
     ) -> None:
         self._check = check
         self._reach = reach
-        self._on_login = on_login
+        self._visit = visit
+        self._record = partial(audit.record, address=visit.address, port=visit.port)
+        self._opened: dict[str, str] | None = None
         self._first: FirstFrame | None = FirstFrame()
         self._waiting = b""
         self._proxy: _ProxyEnd | None = None
@@ -59,10 +65,13 @@ class LinkDoor(protocol.Protocol):
             hello, self._waiting = found
             self._first = None
             user, engine = self._check(hello.ticket)
+            self._visit.welcome(user)
         except SksdError as error:
+            self._record("link-refused", reason=error.code)
             self._refuse(error)
             return
-        self._on_login()
+        self._opened = {"user": user, "engine": engine}
+        self._record("link-opened", **self._opened)
         # Until the proxy is reached nothing more is taken from the client, so what waits stays small.
         self.transport.pauseProducing()
         joined = defer.ensureDeferred(self._join(user, engine, hello))
@@ -103,6 +112,8 @@ class LinkDoor(protocol.Protocol):
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         """The client is gone: so is its connection to the proxy."""
         self._gone = True
+        if self._opened is not None:
+            self._record("link-closed", **self._opened)
         if self._proxy is not None:
             end, self._proxy = self._proxy, None
             end.transport.unregisterProducer()

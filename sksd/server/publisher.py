@@ -97,7 +97,13 @@ class NullPublisher:
         done.callback(None)
         return done
 
-    def update(self, *, running: int | None = None, environments: Iterable[str] | None = None) -> None:
+    def update(
+        self,
+        *,
+        running: int | None = None,
+        environments: Iterable[str] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
         """See Publisher."""
 
     def stop(self) -> Deferred[None]:
@@ -156,8 +162,14 @@ class Publisher:
         reactor."""
         return self._do(self._register())
 
-    def update(self, *, running: int | None = None, environments: Iterable[str] | None = None) -> None:
-        """The number of engines that run, or the names of the environments, have changed.
+    def update(
+        self,
+        *,
+        running: int | None = None,
+        environments: Iterable[str] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        """The number of engines that run, the names of the environments, or the certificate have changed.
 
         Returns at once. The record follows within a second, and never more often than once a second.
         """
@@ -165,6 +177,8 @@ class Publisher:
             self._wanted = attrs.evolve(self._wanted, running=running)
         if environments is not None and self._tell_environments:
             self._wanted = attrs.evolve(self._wanted, environments=tuple(environments))
+        if fingerprint is not None:
+            self._wanted = attrs.evolve(self._wanted, fingerprint=fingerprint)
         self._plan()
 
     def stop(self) -> Deferred[None]:

@@ -6,8 +6,10 @@ import contextlib
 import fcntl
 import os
 import platform
+import resource
 import signal
 import socket
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,21 +24,23 @@ from twisted.logger import Logger
 from sksd import __version__, paths
 from sksd.errors import AlreadyRunning, CannotWrite, SksdError
 from sksd.interfaces import IGate
-from sksd.server import certificate, listening, token
+from sksd.server import audit, certificate, listening, token
 from sksd.server.avatar import Avatar, Room
 from sksd.server.configuration import Configuration
-from sksd.server.door import DoorFactory, TLSDoor
+from sksd.server.door import CONNECTIONS, DoorFactory, TLSDoor, Visit
 from sksd.server.gate import UserGate
 from sksd.server.links import LinkDoor
-from sksd.server.login import GateChecker, LoginRoot, Realm
+from sksd.server.login import GateChecker, LoginRoot, Mind, Realm
 from sksd.server.proxies import UserProxy
 from sksd.server.publisher import publisher
+from sksd.server.renewal import Renewed
+from sksd.server.throttle import Throttle
 from sksd.server.tickets import Tickets
 from sksd.wire import messages
 from sksd.wire.announcement import Announcement
 from sksd.wire.broker import BrokerFactory, LimitedBroker
 from sksd.wire.local import Note, read_note
-from sksd.wire.names import FEATURES, PROTOCOL
+from sksd.wire.names import DEAD, FEATURES, PROTOCOL
 
 log = Logger()
 
@@ -61,7 +65,11 @@ class Daemon(service.Service):
         self.port: int = bound.getsockname()[1]
         self._reactor = reactor
         self._configuration = configuration
-        self._identity = identity
+        self._tls = Renewed(
+            reactor, identity, partial(_identity, configuration), self._renewed, configuration.client_ca
+        )
+        self._throttle = Throttle()
+        self._audit = audit.Audit(audit.sink(configuration.audit))
         self._gate = gate
         self._tickets = tickets
         self._bound = bound
@@ -81,36 +89,31 @@ class Daemon(service.Service):
     def startService(self) -> None:
         """Listen, announce, and tell clients on this machine where."""
         super().startService()
-        tls = TLSDoor(certificate.context_factory(self._identity), False, self._door, self._reactor)
+        tls = TLSDoor(self._tls, False, self._door, self._reactor)
         self._listening = self._reactor.adoptStreamPort(self._bound.fileno(), self._bound.family, tls)
         self._bound.close()
-        note = Note(
-            pid=os.getpid(),
-            address=listening.reachable_address(self._configuration),
-            port=self.port,
-            fingerprint=self._identity.fingerprint,
-            name=self._configuration.name,
-            version=__version__,
-        )
-        paths.write_private(paths.daemon_note(), msgspec.json.encode(note))
+        self._tls.start()
+        self._leave_note()
         announcement = Announcement(
             version=__version__,
             protocol=PROTOCOL,
             name=self._configuration.name,
             hostname=socket.gethostname(),
-            fingerprint=self._identity.fingerprint,
+            fingerprint=self._tls.identity.fingerprint,
             running=0,
             maximum=self._configuration.max_kernels,
             methods=tuple(self._gate.methods()),
         )
         self._publisher = publisher(self._configuration, announcement, self.port, self._reactor)
         self._reactor.callWhenRunning(_end_once)
+        self._reactor.callWhenRunning(_upon_hangup, self._reactor, self._tls.reload)
         # Registering needs the running event loop.
         self._reactor.callWhenRunning(self._publisher.start)
         if self._configuration.announce and self._configuration.announce_environments:
             self._reactor.callWhenRunning(self._look)
         log.info("sksd {version} listens on port {port}", version=__version__, port=self.port)
-        log.info("fingerprint {fingerprint}", fingerprint=self._identity.fingerprint)
+        log.info("fingerprint {fingerprint}", fingerprint=self._tls.identity.fingerprint)
+        self._audit.record("daemon-started", fingerprint=self._tls.identity.fingerprint)
         # Engines of an earlier daemon count from the start, and their proxy is listened to.
         if paths.proxy_socket().exists():
             reached = defer.ensureDeferred(self._proxy(self._own_user()).reach())
@@ -125,6 +128,8 @@ class Daemon(service.Service):
         if self._listening is not None:
             yield self._listening.stopListening()
         self._door.close_all()
+        self._tls.stop()
+        self._audit.record("daemon-stopped")
         if self._looking.running:
             self._looking.stop()
         for proxy in self._proxies.values():
@@ -135,13 +140,37 @@ class Daemon(service.Service):
 
     # -- what a connection needs ------------------------------------------------------------------------------------
 
-    def _broker(self, on_login: Any) -> LimitedBroker:
+    def _broker(self, visit: Visit) -> LimitedBroker:
         broker = self._brokers.build(False)
-        broker.setNameForLocal("root", LoginRoot(broker, self._reactor, self._portal, self._welcome, on_login))
+        root = LoginRoot(
+            broker, self._reactor, self._portal, self._welcome, visit, self._throttle, self._audit,
+            self._gate.guessable,
+        )
+        broker.setNameForLocal("root", root)
         return broker
 
-    def _link(self, on_login: Any) -> LinkDoor:
-        return LinkDoor(self._tickets.check, lambda user: self._proxy(user).link_endpoint(), on_login)
+    def _link(self, visit: Visit) -> LinkDoor:
+        return LinkDoor(self._tickets.check, lambda user: self._proxy(user).link_endpoint(), visit, self._audit)
+
+    def _leave_note(self) -> None:
+        """Tell clients on this machine where the daemon is."""
+        note = Note(
+            pid=os.getpid(),
+            address=listening.reachable_address(self._configuration),
+            port=self.port,
+            fingerprint=self._tls.identity.fingerprint,
+            name=self._configuration.name,
+            version=__version__,
+        )
+        paths.write_private(paths.daemon_note(), msgspec.json.encode(note))
+
+    def _renewed(self, identity: certificate.Identity) -> None:
+        self._audit.record("certificate-loaded", fingerprint=identity.fingerprint)
+        self._publisher.update(fingerprint=identity.fingerprint)
+        try:
+            self._leave_note()
+        except OSError as error:
+            log.error("clients on this machine cannot be told: {why}", why=error.strerror or str(error))
 
     def _welcome(self, protocol: int) -> messages.Welcome:
         return messages.Welcome(
@@ -153,8 +182,16 @@ class Daemon(service.Service):
             features=list(FEATURES),
         )
 
-    def _avatar(self, user: str, mind: Any) -> Avatar:
-        return Avatar(user, mind, self._proxy(user), self._describe, self._room, self._tickets.issue)
+    def _avatar(self, user: str, mind: Mind) -> Avatar:
+        return Avatar(
+            user,
+            mind.reference,
+            self._proxy(user),
+            self._describe,
+            self._room,
+            self._tickets.issue,
+            partial(mind.record, user=user),
+        )
 
     def _proxy(self, user: str) -> UserProxy:
         if user not in self._proxies:
@@ -165,8 +202,14 @@ class Daemon(service.Service):
                 journal_size=self._configuration.journal_size,
                 buffer_size=self._configuration.buffer_size,
             )
-            self._proxies[user] = UserProxy(self._reactor, self._gate, user, settings, self._count)
+            proxy = UserProxy(self._reactor, self._gate, user, settings, self._count)
+            proxy.listeners.add(partial(self._ended, user))
+            self._proxies[user] = proxy
         return self._proxies[user]
+
+    def _ended(self, user: str, event: messages.Event) -> None:
+        if event.engine is not None and event.engine.state == DEAD:
+            self._audit.record("engine-ended", user=user, engine=event.engine.id, reason=event.engine.reason)
 
     def _own_user(self) -> str:
         return self._gate.user if isinstance(self._gate, UserGate) else ""
@@ -212,7 +255,7 @@ class Daemon(service.Service):
             memory_available=memory.available,
             running=self._running(),
             maximum=self._configuration.max_kernels,
-            fingerprint=self._identity.fingerprint,
+            fingerprint=self._tls.identity.fingerprint,
             methods=self._gate.methods(),
             features=list(FEATURES),
         )
@@ -221,21 +264,40 @@ class Daemon(service.Service):
 def prepare(reactor: Any, configuration: Configuration) -> Daemon:
     """All that can fail before the daemon runs: certificate, token, lock, port. Raises an SksdError for each."""
     configuration.check_enabled()
+    _descriptors()
     paths.private(paths.state())
     paths.private(paths.runtime())
     lock = _lock()
     try:
-        if configuration.certificate is not None and configuration.key is not None:
-            identity = certificate.load(configuration.certificate, configuration.key)
-        else:
-            identity = certificate.own()
-        gate = UserGate(reactor, token.local())
+        identity = _identity(configuration)
+        gate = UserGate(reactor, token.local(), ssh_keys=configuration.ssh_keys)
         tickets = Tickets(token.secret(paths.state() / "secret"))
         bound = listening.bind(configuration)
     except BaseException:
         os.close(lock)
         raise
     return Daemon(reactor, configuration, identity, gate, tickets, bound, lock)
+
+
+def _descriptors() -> None:
+    """Room for as many connections as the door takes, each with one to the proxy, where the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * CONNECTIONS + 100
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _identity(configuration: Configuration) -> certificate.Identity:
+    if configuration.certificate is not None and configuration.key is not None:
+        return certificate.load(configuration.certificate, configuration.key, client_ca=configuration.client_ca)
+    return certificate.own(client_ca=configuration.client_ca)
+
+
+def _upon_hangup(reactor: Any, reload: Callable[[], None]) -> None:
+    """SIGHUP reads the certificate anew; but at a terminal it ends the daemon, and under nohup it does nothing."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL and not os.isatty(0):
+        signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(reload))
 
 
 def _end_once() -> None:

@@ -11,8 +11,9 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet import defer
+from twisted.internet import defer, protocol
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.spread import banana, jelly, pb
 
 from sksd.errors import BadRequest, InternalError, SksdError, TooLarge
@@ -26,6 +27,12 @@ LOGIN_BUDGET: Final = 16 * 1024
 MESSAGE_LIMIT: Final = 4 * 1024 * 1024
 #: Lists within lists of one message: a jellied SpinUp needs 8.
 DEPTH_LIMIT: Final = 40
+#: Items of one message: strings, numbers, lists. An empty list takes two bytes on the wire and 64 of memory.
+ITEMS_LIMIT: Final = 50_000
+#: Items that a connection may send before it has logged in.
+LOGIN_ITEMS: Final = 1_000
+#: Bytes that may wait for a peer that calls and does not read the answers.
+UNREAD_LIMIT: Final = 2 * MESSAGE_LIMIT
 #: Calls of one peer that wait for their answer at once.
 CALLS_LIMIT: Final = 256
 #: Banana re-slices what it was given at every item, so large pieces cost the square of their size.
@@ -68,7 +75,11 @@ class Remote(pb.Referenceable):
 
 
 class LimitedBroker(pb.Broker):
-    """A broker whose peer is not trusted. `trusted` lifts the login budget; the other limits always hold."""
+    """A broker whose peer is not trusted. `trusted` lifts the login budget; the other limits always hold.
+
+    A peer that came as a stranger and does not read its answers is read no further, and dropped when too much waits
+    for it. (Were both ends to stop reading, they could wait for each other.)
+    """
 
     # Twisted's annotations say None for what is only there while connected.
     transport: Any
@@ -80,13 +91,57 @@ class LimitedBroker(pb.Broker):
         self.listStack = _BoundedStack()
         self._budget: int | None = None if trusted else LOGIN_BUDGET
         self._message_bytes = 0
+        self._message_items = 0
+        self._login_items: int | None = None if trusted else LOGIN_ITEMS
+        self._unread: int | None = None
         self._calls = 0
-        #: Why this side dropped the connection, for whoever waits on it.
+        #: Why this side dropped the connection, and how it was lost, for whoever waits on it.
         self.dropped: str | None = None
+        self.lost = protocol.connectionDone
+
+    def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
+        self.lost = reason
+        super().connectionLost(reason)
 
     def logged_in(self) -> None:
         """Called by the login root once the peer is known: the login budget no longer counts."""
-        self._budget = None
+        self._budget = self._login_items = None
+
+    def connectionMade(self) -> None:
+        if not self.isClient and self._budget is not None:
+            self.transport.registerProducer(self, True)
+        super().connectionMade()
+
+    def hang_up(self) -> None:
+        """Close the connection once all that was said is sent."""
+        # TLS would wait for a producer to end.
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    def pauseProducing(self) -> None:
+        """Called by the transport when the peer reads too slowly."""
+        if self._unread is None:
+            self._unread = 0
+            self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Called by the transport when the peer has read."""
+        if self._unread is not None:
+            self._unread = None
+            self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """Called by the transport when the connection is lost."""
+
+    def gotItem(self, item: Any) -> None:
+        self._message_items += 1
+        if self._message_items > ITEMS_LIMIT:
+            raise banana.BananaError("too many items")
+        if self._login_items is not None:
+            self._login_items -= 1
+            if self._login_items < 0:
+                raise banana.BananaError("too many items before login")
+        super().gotItem(item)
 
     def dataReceived(self, chunk: bytes) -> None:
         if self._budget is not None:
@@ -100,15 +155,15 @@ class LimitedBroker(pb.Broker):
                 return self._drop("message too large")
             try:
                 super().dataReceived(piece)
-            except Exception as error:
+            except Exception as problem:
                 # Whatever a stranger's bytes provoke ends his connection and costs one line of log.
-                return self._drop(f"not Perspective Broker: {type(error).__name__}")
+                return self._drop(f"not Perspective Broker: {type(problem).__name__}")
             if self.dropped or self.disconnected:
                 return None
         return None
 
     def expressionReceived(self, sexp: Any) -> None:
-        self._message_bytes = 0
+        self._message_bytes = self._message_items = 0
         super().expressionReceived(sexp)
 
     def _drop(self, reason: str) -> None:
@@ -188,7 +243,12 @@ class LimitedBroker(pb.Broker):
         data = b"".join(pieces)
         if len(data) > MESSAGE_LIMIT:
             raise TooLarge(size=len(data))
+        if self._unread is not None:
+            self._unread += len(data)
+            if self._unread > UNREAD_LIMIT:
+                return self._drop("it does not read what it is told")
         self.transport.write(data)
+        return None
 
     def call(self, reference: pb.RemoteReference, name: str, *arguments: Any) -> defer.Deferred[Any]:
         """Send one call; fires with the envelope. An argument too large for the wire raises TooLarge here."""

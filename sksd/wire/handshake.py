@@ -10,6 +10,9 @@ from twisted.internet import interfaces, protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+#: Label and length of a channel's binding (RFC 9266, section 2); its context is empty.
+EXPORTER_LABEL: Final = b"EXPORTER-Channel-Binding"
+EXPORTER_LENGTH: Final = 32
 #: A peer that is gone without a word is noticed within 30 s, silent or not (tcp(7); the last is in milliseconds).
 _LIVENESS: Final = {
     getattr(socket, name): value
@@ -24,6 +27,12 @@ def socket_of(transport: Any) -> socket.socket | None:
         transport = transport.transport
     found: socket.socket | None = getattr(transport, "socket", None)
     return found if found is not None and found.family in (socket.AF_INET, socket.AF_INET6) else None
+
+
+def channel_binding(transport: Any) -> bytes:
+    """What only the two ends of this TLS connection can know (RFC 9266, tls-exporter). For the method `ssh-key`."""
+    bound: bytes = transport.getHandle().export_keying_material(EXPORTER_LABEL, EXPORTER_LENGTH)
+    return bound
 
 
 @implementer(interfaces.IHandshakeListener)

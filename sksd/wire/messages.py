@@ -22,6 +22,7 @@ Variable = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00\n
 Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00\n]*$")]
 Short = Annotated[str, Meta(max_length=255, pattern=r"^[^\x00\n]*$")]
 Secret = Annotated[str, Meta(max_length=4096)]
+Encoded = Annotated[str, Meta(max_length=2048, pattern=r"^[A-Za-z0-9+/=]*$")]
 Text = Annotated[str, Meta(max_length=65536, pattern=r"^[^\x00]*$")]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -57,14 +58,25 @@ class Welcome(Answer):
     #: Login methods, as `password`.
     methods: list[str] = []
     features: list[str] = []
+    #: Of this connection, in base64: for the method `ssh-key` (sksd.wire.sshkey).
+    nonce: str = ""
+
+
+class KeyProof(Request):
+    """A public SSH key and its signature for this login (sksd.wire.sshkey), both in base64."""
+
+    key: Encoded
+    signature: Encoded
 
 
 class Login(Request):
-    """Second call on a connection. `user` empty: in user mode the one user there is."""
+    """Second call on a connection. `user` empty: in user mode the one user there is. `keys`: for `ssh-key`, those
+    that the client can sign with; one that the account takes is enough."""
 
     method: Name = "password"
     user: Short = ""
     password: Secret = ""
+    keys: Annotated[list[KeyProof], Meta(max_length=6)] = []
     protocol: int = PROTOCOL
 
 

@@ -21,6 +21,7 @@ PREAMBLE_HANDOVER: Final = b"sksd-handover/1\n"
 SERVICE_TYPE: Final = "_sksd._tcp.local."
 
 METHOD_PASSWORD: Final = "password"
+METHOD_SSH_KEY: Final = "ssh-key"
 
 STARTED: Final = "started"
 STARTED_AS_GUEST: Final = "started as guest"

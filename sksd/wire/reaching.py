@@ -147,7 +147,7 @@ class Connecting(protocol.Factory):
 
         def connection_made() -> None:
             broker.transport.write(PREAMBLE_PB)
-            made()  # type: ignore[no-untyped-call]
+            made()
 
         broker.connectionMade = connection_made  # type: ignore[method-assign]
         broker.notifyOnDisconnect(self._gone)  # type: ignore[no-untyped-call]

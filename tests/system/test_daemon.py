@@ -16,7 +16,6 @@ from zeroconf import Zeroconf
 from sksd import paths
 from sksd.client import discovery, session
 from sksd.errors import HostGone, LoginMethod, LoginRefused, TimedOut, Unreachable
-from sksd.server.door import STRANGERS_PER_ADDRESS
 from sksd.wire.local import read_note
 from tests.system.daemon import LIMIT, ROOT, DaemonCase, Local, until
 
@@ -225,21 +224,6 @@ class Entering(DaemonCase):
         await self.stop(daemon)
         self.assertNotIn(b"Traceback", daemon.output)
         self.assertLess(len(daemon.output.splitlines()), 40)
-
-    async def test_too_many_strangers_are_hung_up_on(self) -> None:
-        daemon = await self.start()
-        note = self.note()
-        strangers = []
-        try:
-            for _ in range(STRANGERS_PER_ADDRESS):
-                strangers.append(socket.create_connection((note.address, note.port), LIMIT))
-            with socket.create_connection((note.address, note.port), LIMIT) as one_more:
-                self.assertEqual(await threads.deferToThread(one_more.recv, 1), b"")
-        finally:
-            for stranger in strangers:
-                stranger.close()
-        self.assertNotIn(b"Traceback", daemon.output)
-        await self.stop(daemon)
 
     async def test_old_tls_is_refused(self) -> None:
         daemon = await self.start()

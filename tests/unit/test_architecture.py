@@ -31,7 +31,10 @@ PURE = [
     "wire/messages.py",
     "wire/announcement.py",
     "client/backoff.py",
+    "wire/sshkey.py",
+    "wire/authorized_keys.py",
     "server/arithmetic.py",
+    "server/throttle.py",
 ]
 
 

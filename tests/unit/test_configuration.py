@@ -90,8 +90,8 @@ class ValueTests(Files):
     def test_everything(self) -> None:
         found = self.read(
             "\ufeff[sksd]\r\nmode = user\nenable=on\nName = Lab = 7 %\ndescription = é\nlisten = ::1\n"
-            "port=8443\nannounce = no\nannounce_environments = TRUE\n"
-            "[tls]\ncertificate = /c.pem\nkey = ~/k.pem\n"
+            "port=8443\nannounce = no\nannounce_environments = TRUE\nssh_keys = no\naudit = file\n"
+            "[tls]\ncertificate = /c.pem\nkey = ~/k.pem\nclient_ca = /ca.pem\n"
             "[kernels]\nmax_kernels = max(1, CORES // 4)\nlog_size = 64 K\njournal_size = 2M\n"
             "[environments]\nexclude_environments =\npaths = /a,\n  # a comment\n  /b/*, ~/c\n"
         )
@@ -107,8 +107,11 @@ class ValueTests(Files):
                 port=8443,
                 announce=False,
                 announce_environments=True,
+                ssh_keys=False,
+                audit="file",
                 certificate=Path("/c.pem"),
                 key=home / "k.pem",
+                client_ca=Path("/ca.pem"),
                 max_kernels=1,
                 log_size=65536,
                 journal_size=2 * 1024**2,
@@ -119,13 +122,14 @@ class ValueTests(Files):
             ),
         )
         self.assertEqual(found.line("sksd", "port"), 7)
-        self.assertEqual(found.line("environments", "paths"), 19)
+        self.assertEqual(found.line("environments", "paths"), 22)
 
     def test_wrong_values(self) -> None:
         for section, line, word in (
             ("sksd", "mode = system", "only the user who starts it"),
             ("sksd", "mode = both", "must be user"),
             ("sksd", "enable = perhaps", "yes or no"),
+            ("sksd", "audit = yes", "journal"),
             ("sksd", "enable =", "yes or no"),
             ("sksd", "name = " + "é" * 32, "63 bytes"),
             ("sksd", "listen = localhost", "IP address"),

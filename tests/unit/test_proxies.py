@@ -16,6 +16,8 @@ from twisted.trial import unittest
 from sksd import paths
 from sksd.errors import CannotWrite, ProxyFailed, SksdError, TicketRefused
 from sksd.link.hello import Hello, hello_frame, new_hello
+from sksd.server.audit import Audit, Nowhere
+from sksd.server.door import Connections, Visit
 from sksd.server.gate import UserGate
 from sksd.server.links import LinkDoor
 from sksd.server.proxies import AGAIN, FIRST_CALL, UserProxy
@@ -148,7 +150,9 @@ class Refusals(unittest.TestCase):
             asked.append(ticket)
             raise TicketRefused()
 
-        link = LinkDoor(check, lambda user: self.fail("it was joined"), lambda: self.fail("it was let in"))
+        visit = Visit(Connections(task.Clock()), "192.0.2.1", 4711)
+        self.patch(visit, "welcome", lambda user: self.fail("it was let in"))
+        link = LinkDoor(check, lambda user: self.fail("it was joined"), visit, Audit(Nowhere()))
         transport = Transport()
         link.makeConnection(transport)
         first: Hello = new_hello("wrong")

@@ -1,11 +1,12 @@
 """The broker with limits: what a peer may do, and what a stranger cannot."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import defer, task
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import LogLevel, globalLogPublisher, textFileLogObserver
 from twisted.spread import pb
 from twisted.trial import unittest
 
@@ -20,7 +21,16 @@ from sksd.errors import (
     TooLarge,
 )
 from sksd.wire import messages
-from sksd.wire.broker import DEPTH_LIMIT, LOGIN_BUDGET, MESSAGE_LIMIT, LimitedBroker, Remote
+from sksd.wire.broker import (
+    DEPTH_LIMIT,
+    ITEMS_LIMIT,
+    LOGIN_BUDGET,
+    LOGIN_ITEMS,
+    MESSAGE_LIMIT,
+    UNREAD_LIMIT,
+    LimitedBroker,
+    Remote,
+)
 from sksd.wire.calls import Caller
 from tests.wire.pairs import Pair, Stranger
 
@@ -193,6 +203,24 @@ class Calls(unittest.TestCase):
         self.assertEqual(self.successResultOf(d)[0]["error"]["code"], "bad-request")
         self.assertEqual(self.service.called, [])
 
+    def test_no_argument_is_logged(self) -> None:
+        lines: list[str] = []
+        observer = textFileLogObserver(SimpleNamespace(write=lines.append, flush=lambda: None))  # type: ignore[arg-type]
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        for name, arguments in (
+            ("echo", ({"step": "classified", "classified": 1},)),
+            ("echo", ("classified", {"a": "classified"})),
+            ("nonsense", ({"step": "classified"},)),
+            ("break", ({"step": "classified"},)),
+        ):
+            self.pair.root.callRemote(name, *arguments)
+            self.pair.flush()
+        self.flushLoggedErrors(ZeroDivisionError)
+        # What a call raises is logged, and no argument of it.
+        self.assertNotIn("classified", "".join(lines).replace("ZeroDivisionError: classified", "").replace(
+            'ZeroDivisionError("classified")', ""))
+
     def test_private_names_cannot_be_called(self) -> None:
         for name in ("__init__", "echo.__func__", "../echo", ""):
             self.failureResultOf(self.call(name), BadRequest)
@@ -251,6 +279,38 @@ class Strangers(unittest.TestCase):
         stranger = self.stranger()
         stranger.send(b"\x02\x80" * (DEPTH_LIMIT + 2))
         self.assertTrue(stranger.dropped)
+
+    def test_items(self) -> None:
+        stranger = self.stranger()
+        stranger.send(self.banana(b"pb"))
+        stranger.send(b"\x00\x08\x80" + b"\x00\x80" * (LOGIN_ITEMS - 10))
+        self.assertFalse(stranger.dropped)
+        stranger.send(b"\x00\x80" * 20)
+        self.assertTrue(stranger.dropped)
+
+    def test_items_after_login(self) -> None:
+        stranger = self.stranger()
+        stranger.send(self.banana(b"pb"))
+        stranger.broker.logged_in()
+        stranger.send(b"\x00\x20\x20\x80" + b"\x00\x80" * (ITEMS_LIMIT - 10))
+        self.assertFalse(stranger.dropped)
+        stranger.send(b"\x00\x80" * 20)
+        self.assertTrue(stranger.dropped)
+
+    def test_peer_that_does_not_read(self) -> None:
+        stranger = self.stranger()
+        stranger.send(self.banana(b"pb"))
+        stranger.broker.logged_in()
+        stranger.transport.producer.pauseProducing()
+        self.assertEqual(stranger.transport.producerState, "paused")
+        stranger.transport.producer.resumeProducing()
+        self.assertEqual(stranger.transport.producerState, "producing")
+        stranger.transport.producer.pauseProducing()
+        stranger.transport.clear()
+        for _ in range(UNREAD_LIMIT // 500_000 + 1):
+            stranger.broker.sendEncoded(b"x" * 500_000)
+        self.assertTrue(stranger.dropped)
+        self.assertLessEqual(len(stranger.transport.value()), UNREAD_LIMIT + 100)
 
     def test_garbage_costs_a_line_and_the_connection(self) -> None:
         events = logged(self)

@@ -7,15 +7,25 @@ from typing import Any
 from twisted.cred.portal import Portal
 from twisted.internet import defer, task
 from twisted.internet.testing import StringTransport
+from twisted.logger import globalLogPublisher
 from twisted.trial import unittest
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from sksd.errors import BadRequest, LoginMethod, LoginRefused, NotAllowed, ProtocolMismatch
+from sksd.errors import (
+    BadRequest,
+    LoginMethod,
+    LoginRefused,
+    NotAllowed,
+    ProtocolMismatch,
+    TooManyConnections,
+    TooManyFailures,
+)
 from sksd.interfaces import IGate
-from sksd.server import door
+from sksd.server import audit, door
 from sksd.server.gate import UserGate, account
 from sksd.server.login import ATTEMPTS, REFUSAL_DELAY, GateChecker, LoginRoot, MethodCredentials, Realm
+from sksd.server.throttle import CAP, FREE, Throttle
 from sksd.wire import messages
 from sksd.wire.broker import Remote
 from sksd.wire.calls import Caller
@@ -25,6 +35,8 @@ from tests.wire.pairs import Pair
 @implementer(IGate)
 class Gate:
     """Lets `ada` in with `lovelace`."""
+
+    guessable = True
 
     def methods(self) -> list[str]:
         return ["password"]
@@ -59,19 +71,26 @@ class Login(unittest.TestCase):
     def setUp(self) -> None:
         self.clock = task.Clock()
         self.avatars: list[Avatar] = []
-        self.logged_in = 0
+        self.throttle = Throttle()
         self.pair = Pair(Remote(), trusted=False)
         portal = Portal(Realm(self.make), [GateChecker(Gate())])
-        root = LoginRoot(self.pair.server, self.clock, portal, self.welcome, self.logged)
-        self.pair.server.setNameForLocal("root", root)
+        self.visit = door.Visit(door.Connections(self.clock), "192.0.2.1", 4711)
+        self.entries: list[audit.Entry] = []
+        sink = audit.Audit(self)
+        self.root = LoginRoot(self.pair.server, self.clock, portal, self.welcome, self.visit, self.throttle, sink)
+        self.pair.server.setNameForLocal("root", self.root)
         self.caller = Caller(self.clock, "lab")
 
     def make(self, user: str, mind: Any) -> Avatar:
         self.avatars.append(Avatar(user, mind))
         return self.avatars[-1]
 
-    def logged(self) -> None:
-        self.logged_in += 1
+    def write(self, entry: audit.Entry) -> None:
+        self.entries.append(entry)
+
+    @property
+    def logged_in(self) -> int:
+        return len([entry for entry in self.entries if entry.event == "login"])
 
     def welcome(self, protocol: int) -> messages.Welcome:
         return messages.Welcome(protocol=protocol, version="9", name="Lab", hostname="lab", methods=["password"])
@@ -132,7 +151,7 @@ class Login(unittest.TestCase):
         self.pair.flush()
         logged_in, avatar = self.successResultOf(d)
         self.assertEqual((logged_in.user, self.logged_in), ("ada", 1))
-        self.assertIsNotNone(self.avatars[0].mind)
+        self.assertIsNotNone(self.avatars[0].mind.reference)
         self.pair.root = avatar
         self.successResultOf(self.call("ping", messages.Nothing(), messages.Nothing))
         self.assertEqual(self.avatars[0].out, 0)
@@ -160,6 +179,63 @@ class Login(unittest.TestCase):
         self.clock.advance(1)
         self.pair.flush()
         self.assertTrue(self.pair.client.disconnected)
+
+    def refused(self, times: int) -> None:
+        for _ in range(times):
+            self.throttle.failed(self.clock.seconds(), "192.0.2.1", "ada")
+
+    def test_after_failures_also_the_right_password_waits(self) -> None:
+        self.refused(FREE + 2)
+        d = self.login(user="ada", password="lovelace")
+        self.assertNoResult(d)
+        self.clock.advance(CAP)
+        self.pair.flush()
+        self.successResultOf(d)
+
+    def test_too_many_that_wait(self) -> None:
+        self.refused(20)
+        for _ in range(3):
+            self.throttle.attempt(0, "192.0.2.1", "ada")
+        failure = self.failureResultOf(self.login(user="ada", password="lovelace"), TooManyFailures)
+        self.assertIn("wait 16 s", str(failure.value))
+        self.assertEqual(self.entries[-1].reason, "too-many-failures")
+
+    def test_where_nobody_can_guess_only_refusals_wait(self) -> None:
+        self.root._guessable = False
+        self.refused(30)
+        d = self.login(user="ada", password="babbage")
+        for _ in range(2):
+            self.clock.advance(CAP / 2 - 0.1)
+            self.pair.flush()
+            self.assertNoResult(d)
+        self.clock.advance(CAP)
+        self.pair.flush()
+        self.failureResultOf(d, LoginRefused)
+        self.successResultOf(self.login(user="ada", password="lovelace"))
+
+    def test_gone_while_it_waits(self) -> None:
+        self.refused(FREE + 2)
+        d = self.login(user="ada", password="lovelace")
+        self.pair.client.transport.loseConnection()
+        self.pair.flush()
+        self.clock.advance(CAP)
+        self.failureResultOf(d)
+        self.assertEqual(self.avatars, [])
+
+    def test_what_is_recorded(self) -> None:
+        d = self.login(user="ada", password="babbage")
+        self.clock.advance(REFUSAL_DELAY)
+        self.pair.flush()
+        self.failureResultOf(d, LoginRefused)
+        self.successResultOf(self.login(user="ada", password="lovelace"))
+        self.pair.client.transport.loseConnection()
+        self.pair.flush()
+        self.assertEqual([entry.event for entry in self.entries], ["login-refused", "login", "logout"])
+        refused, login, logout = self.entries
+        self.assertEqual((refused.user, refused.address, refused.port), ("ada", "192.0.2.1", 4711))
+        self.assertEqual((refused.method, refused.reason), ("password", "login-refused"))
+        self.assertEqual(login.login, logout.login)
+        self.assertNotEqual(login.login, refused.login)
 
     def test_unknown_method(self) -> None:
         self.failureResultOf(self.login(method="magic"), LoginMethod)
@@ -273,25 +349,88 @@ class Doors(unittest.TestCase):
     def test_login_in_time(self) -> None:
         protocol, transport = self.visitor()
         protocol.handshakeCompleted()
-        self.built[-1][1]()
+        self.built[-1][1].welcome("ada")
         self.clock.advance(1000)
         self.assertFalse(transport.aborted)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_strangers_of_one_address(self) -> None:
-        visitors = [self.visitor() for _ in range(door.STRANGERS_PER_ADDRESS)]
-        self.assertIsNone(self.door.buildProtocol(Address("192.0.2.1")))  # type: ignore[arg-type]
-        self.visitor(host="192.0.2.2")
-        visitors[0][0].handshakeCompleted()
-        self.built[-1][1]()
-        self.visitor()
-        visitors[1][0].connectionLost()
-        self.visitor()
+    def flood(self, number: int, host: str = "192.0.2.1") -> list[tuple[Any, Tls]]:
+        return [self.visitor(host=host) for _ in range(number)]
 
-    def test_strangers_in_all(self) -> None:
-        for number in range(door.STRANGERS):
-            self.visitor(host=f"192.0.2.{number}")
-        self.assertIsNone(self.door.buildProtocol(Address("198.51.100.1")))  # type: ignore[arg-type]
+    def test_one_more_of_an_address_drops_its_oldest_stranger(self) -> None:
+        visitors = self.flood(door.STRANGERS_PER_ADDRESS + 2)
+        other = self.visitor(host="192.0.2.2")
+        self.assertEqual([t.aborted for _, t in visitors[:3]], [True, True, False])
+        self.assertFalse(other[1].aborted)
+
+    def test_who_has_logged_in_is_never_dropped(self) -> None:
+        protocol, transport = self.visitor()
+        protocol.handshakeCompleted()
+        self.built[-1][1].welcome("ada")
+        self.flood(1000)
+        self.assertFalse(transport.aborted)
+
+    def test_when_full_the_address_with_most_makes_room(self) -> None:
+        few = self.flood(3, "198.51.100.1")
+        many = [each for number in range(4) for each in self.flood(door.STRANGERS_PER_ADDRESS, f"192.0.2.{number}")]
+        newcomers = self.flood(20, "198.51.100.2")
+        self.assertFalse(any(transport.aborted for _, transport in few + newcomers))
+        self.assertEqual(sum(transport.aborted for _, transport in many), 3 + 20)
+
+    def test_one_host_is_one_address_in_its_whole_network(self) -> None:
+        visitors = [self.visitor(host=f"2001:db8::{number:x}") for number in range(door.STRANGERS_PER_ADDRESS + 1)]
+        self.assertTrue(visitors[0][1].aborted)
+        visitors = [self.visitor(host=f"2001:db8:0:{number:x}::1") for number in range(100)]
+        self.assertFalse(any(transport.aborted for _, transport in visitors))
+
+    def test_counts_return_to_nothing(self) -> None:
+        self.patch(door, "CONNECTIONS", 40)
+        visitors = self.flood(30, "192.0.2.1") + self.flood(30, "192.0.2.2")
+        for protocol, _ in visitors[::2]:
+            protocol.handshakeCompleted()
+            self.built[-1][1].welcome("ada")
+        for protocol, _ in visitors:
+            protocol.connectionLost()
+        connections = self.door._connections
+        self.assertEqual((connections.total, connections._count, connections.strangers), (0, 0, {}))
+        self.assertEqual(connections.users, {})
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_full_of_people_who_have_logged_in(self) -> None:
+        self.patch(door, "CONNECTIONS", 10)
+        for protocol, _ in self.flood(10):
+            protocol.handshakeCompleted()
+            self.built[-1][1].welcome("ada")
+        self.assertIsNone(self.door.buildProtocol(Address("192.0.2.9")))  # type: ignore[arg-type]
+
+    def test_connections_of_one_user(self) -> None:
+        self.patch(door, "CONNECTIONS_PER_USER", 3)
+        visits = []
+        for _ in range(4):
+            protocol, _ = self.visitor()
+            protocol.handshakeCompleted()
+            visits.append(self.built[-1][1])
+        for visit in visits[:3]:
+            visit.welcome("ada")
+        self.assertRaises(TooManyConnections, visits[3].welcome, "ada")
+        visits[0].over()
+        visits[3].welcome("ada")
+
+    def test_bytes_of_a_stranger(self) -> None:
+        protocol, transport = self.visitor()
+        self.assertTrue(protocol.visit.spend(door.STRANGER_BYTES))
+        self.assertFalse(protocol.visit.spend(1))
+        self.assertTrue(transport.aborted)
+        protocol, transport = self.visitor()
+        protocol.visit.welcome("ada")
+        self.assertTrue(protocol.visit.spend(10**9))
+
+    def test_one_line_for_a_flood(self) -> None:
+        lines: list[Any] = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        self.flood(1000)
+        self.assertEqual(len(lines), 1)
 
 
 class Silent:
