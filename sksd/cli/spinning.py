@@ -121,10 +121,9 @@ async def _stop(session: Session, engine: EngineSession) -> None:
     """Stop an engine of ours; when the host is out of reach, it does so itself after ORPHAN seconds."""
     try:
         await session.ping(_REACHABLE)
+        await engine.shutdown(2.0)
     except SksdError:
         session.abort()
-        return
-    await engine.shutdown(2.0)
 
 
 @asynccontextmanager

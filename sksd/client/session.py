@@ -6,7 +6,7 @@ Runs under any Twisted reactor, so the command line and the Spyder plugin share 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import msgspec
@@ -125,7 +125,8 @@ class Connection:
 
     async def login(self, user: str, password: str, method: str = "password") -> Session:
         """Log in; raises LoginRefused, LoginMethod, NotAllowed. After three refusals the host hangs up."""
-        return await self._login(messages.Login(method=method, user=user, password=password))
+        request = messages.Login(method=method, user=user, password=password)
+        return await self._login(request, lambda connection: connection.login(user, password, method))
 
     async def login_by_key(self, user: str, signers: list[sshkeys.Signer]) -> Session:
         """Log in with any of these SSH keys; raises SshKeyRefused, LoginMethod, NotAllowed."""
@@ -136,18 +137,23 @@ class Connection:
         if not proofs:
             raise SshKeyRefused(host=self.route.name)
         try:
-            return await self._login(messages.Login(method=METHOD_SSH_KEY, user=user, keys=proofs))
+            request = messages.Login(method=METHOD_SSH_KEY, user=user, keys=proofs)
+            return await self._login(request, lambda connection: connection.login_by_key(user, signers))
         except LoginRefused:
             raise SshKeyRefused(host=self.route.name) from None
 
-    async def _login(self, request: messages.Login) -> Session:
-        session = Session(self._reactor, self.route, self._broker, self._caller, self.welcome)
+    async def _login(self, request: messages.Login, again: Again) -> Session:
+        session = Session(self._reactor, self.route, self._broker, self._caller, self.welcome, again)
         request.protocol = self.welcome.protocol
         logged_in, avatar = await self._caller.call_for(
             self._root, "login", request, messages.LoggedIn, _Mind(session._told)
         )
         session._begin(logged_in.user, cast(pb.RemoteReference, avatar))
         return session
+
+    def abort(self) -> None:
+        """Drop it at once."""
+        self._broker.transport.abortConnection()
 
     async def close(self) -> None:
         """Hang up; returns when the connection is gone."""
@@ -207,15 +213,26 @@ async def _close(reactor: Any, broker: LimitedBroker) -> None:
         limit.cancel()
 
 
+#: Logs in on another connection to the same host, with the same credentials.
+Again = Callable[[Connection], Awaitable["Session"]]
+
+
 class Session:
-    """A logged-in connection. Closing it detaches; engines go on.
+    """A logged-in connection. Closing it detaches; engines go on. When the connection is gone, the next call makes
+    another.
 
     `on_event` is called with each `messages.Event` (an engine's new state), `on_gone` once when the connection has
     ended in whatever way.
     """
 
     def __init__(
-        self, reactor: Any, route: Route, broker: LimitedBroker, caller: Caller, welcome: messages.Welcome
+        self,
+        reactor: Any,
+        route: Route,
+        broker: LimitedBroker,
+        caller: Caller,
+        welcome: messages.Welcome,
+        again: Again,
     ) -> None:
         self.route = route
         self.welcome = welcome
@@ -225,7 +242,44 @@ class Session:
         self._reactor = reactor
         self._broker = broker
         self._caller = caller
+        self._again = again
         self._avatar: pb.RemoteReference
+        self._returning: defer.Deferred[None] | None = None
+        self._closed = False
+
+    async def _present(self) -> pb.RemoteReference:
+        """The avatar, on a connection that is not known to be gone. Raises what `connect` and `login` raise."""
+        if not self._broker.disconnected or self._closed:
+            return self._avatar
+        if self._returning is not None:
+            await _after(self._returning)
+            return await self._present()
+        self._returning = defer.Deferred()
+        try:
+            connection = await connect(self._reactor, self.route, self._caller.timeout)
+            try:
+                session = await self._again(connection)
+            except BaseException:
+                connection.abort()
+                raise
+            session.on_event = self._told
+            session.on_gone = lambda: self.on_gone()
+            self._broker, self._caller, self._avatar = session._broker, session._caller, session._avatar
+        finally:
+            returned, self._returning = self._returning, None
+            returned.callback(None)
+        return self._avatar
+
+    async def _call(
+        self,
+        name: str,
+        request: msgspec.Struct,
+        answer: type[M],
+        *references: pb.Referenceable | None,
+        timeout: float | None = None,
+    ) -> M:
+        avatar = await self._present()
+        return await self._caller.call(avatar, name, request, answer, *references, timeout=timeout)
 
     def _begin(self, user: str, avatar: pb.RemoteReference) -> None:
         self.user = user
@@ -237,12 +291,12 @@ class Session:
 
     async def host(self) -> messages.Host:
         """What the host is and offers."""
-        return await self._caller.call(self._avatar, "host", messages.Nothing(), messages.Host)
+        return await self._call("host", messages.Nothing(), messages.Host)
 
     async def environments(self, accepts: list[messages.Accept] | None = None) -> list[messages.Environment]:
         """The environments there, judged by what this front end accepts (None: any known kernel)."""
         query = messages.EnvironmentsQuery(accepts=accepts or [])
-        answer = await self._caller.call(self._avatar, "environments", query, messages.Environments)
+        answer = await self._call("environments", query, messages.Environments)
         return answer.environments
 
     async def spin_up(
@@ -250,8 +304,8 @@ class Session:
     ) -> messages.Outcome:
         """Start an engine; one of the five outcomes. `progress` is called while it takes its time."""
         observer = _Observer(progress) if progress is not None else None
-        outcome = await self._caller.call(
-            self._avatar, "spin_up", wish, messages.Outcome, observer, timeout=wish.timeout + self._caller.timeout
+        outcome = await self._call(
+            "spin_up", wish, messages.Outcome, observer, timeout=wish.timeout + self._caller.timeout
         )
         if outcome.code is not None:
             # The host does not know what this person calls it.
@@ -261,41 +315,61 @@ class Session:
 
     async def engines(self) -> list[messages.Engine]:
         """This person's engines there, oldest first."""
-        answer = await self._caller.call(self._avatar, "engines", messages.Nothing(), messages.Engines)
+        answer = await self._call("engines", messages.Nothing(), messages.Engines)
         return answer.engines
 
     async def engine(self, engine: str) -> EngineSession:
         """One engine by its whole id; raises NoSuchEngine."""
+        found = EngineSession(self, engine)
+        await found.reference()
+        return found
+
+    async def _engine(self, engine: str) -> pb.RemoteReference:
         query = messages.EngineQuery(engine=engine)
-        _, reference = await self._caller.call_for(self._avatar, "engine", query, messages.Engine)
-        return EngineSession(self._caller, cast(pb.RemoteReference, reference), engine)
+        _, reference = await self._caller.call_for(await self._present(), "engine", query, messages.Engine)
+        return cast(pb.RemoteReference, reference)
 
     async def ping(self, timeout: float = CONNECT_TIMEOUT) -> None:
         """Raises TimedOut or HostGone when the host does not answer."""
-        await self._caller.call(self._avatar, "ping", messages.Nothing(), messages.Nothing, timeout=timeout)
+        await self._call("ping", messages.Nothing(), messages.Nothing, timeout=timeout)
 
     def abort(self) -> None:
-        """Drop the connection at once, for a host that does not answer."""
+        """Drop the connection at once, for a host that does not answer; the next call makes another."""
         if not self._broker.disconnected:
             self._broker.transport.abortConnection()
 
     async def close(self) -> None:
         """Hang up; returns when the connection is gone."""
+        self._closed = True
         await _close(self._reactor, self._broker)
 
 
-class EngineSession:
-    """One engine of a session."""
+async def _after(other: defer.Deferred[None]) -> None:
+    """Wait for what several wait for."""
+    turn: defer.Deferred[None] = defer.Deferred()
+    other.addCallback(lambda _: turn.callback(None))
+    await turn
 
-    def __init__(self, caller: Caller, reference: pb.RemoteReference, engine: str) -> None:
+
+class EngineSession:
+    """One engine of a session; like that it outlives its connection."""
+
+    def __init__(self, session: Session, engine: str) -> None:
         self.id = engine
-        self._caller = caller
-        self._reference = reference
+        self._session = session
+        self._reference: pb.RemoteReference | None = None
+
+    async def reference(self) -> pb.RemoteReference:
+        """What stands for it on the session's present connection. Raises NoSuchEngine."""
+        if self._reference is None or self._reference.broker.disconnected:
+            self._reference = await self._session._engine(self.id)
+        return self._reference
 
     async def _call(self, name: str, request: Any, answer: type[M], more: float = 0.0) -> M:
         """A call that may take `more` seconds than others."""
-        timeout = self._caller.timeout + more
-        return await self._caller.call(self._reference, name, request, answer, timeout=timeout)
+        reference = await self.reference()
+        caller = self._session._caller
+        return await caller.call(reference, name, request, answer, timeout=caller.timeout + more)
 
     async def info(self) -> messages.Engine:
         """Its state now."""

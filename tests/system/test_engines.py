@@ -327,6 +327,17 @@ class Surviving(Running):
         self.assertEqual((listed.id, listed.pid, listed.state), (engine.id, engine.pid, RUNNING))
         await here.close()
 
+    async def test_a_session_outlives_the_daemon(self) -> None:
+        engine = await self.spin_up(self.here)
+        held = await self.here.engine(engine.id)
+        await self.stop(self.daemon, signal.SIGKILL)
+        with self.assertRaises(SksdError):
+            await self.here.engines()
+        self.daemon = await self.start()
+        self.assertEqual((await held.interrupt()).id, engine.id)
+        self.assertEqual([each.id for each in await self.here.engines()], [engine.id])
+        self.assertEqual((await held.shutdown()).state, DEAD)
+
     async def test_both_killed_and_the_engine_too(self) -> None:
         engine = await self.spin_up(self.here)
         [proxy] = self.named("sksd.proxy")
