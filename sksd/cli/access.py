@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from sksd import paths
 from sksd.cli.options import Access
@@ -14,6 +15,7 @@ from sksd.cli.running import Scope, asking, finished
 from sksd.client.hosts import LOOKUP, Target, target
 from sksd.client.session import Connection, Session, connect
 from sksd.errors import LoginMethod, NoKeyring, NoPassword
+from sksd.wire.names import METHOD_LOCAL
 
 #: The service under which passwords are in the keyring; the account is `USER@HOST`.
 SERVICE = "sksd"
@@ -43,6 +45,11 @@ def account(access: Access, host: Target) -> str:
     if access.user is not None:
         return access.user
     return "" if host.own else getpass.getuser()
+
+
+def is_known(access: Access, host: Any) -> bool:
+    """Whether the host knows by itself who this is: the daemon of this machine, unless for another account."""
+    return bool(host.socket) and not access.guest and access.user in (None, getpass.getuser())
 
 
 def given_password(access: Access, host: Target) -> str | None:
@@ -108,7 +115,7 @@ async def session_on(scope: Scope, access: Access) -> AsyncIterator[Session]:
     host = await reach(scope, access)
     user = account(access, host)
     password: str | None = ""
-    if not access.guest:
+    if not access.guest and not is_known(access, host):
         password = given_password(access, host)
         if password is None:
             password = kept_password(user, host)
@@ -126,6 +133,8 @@ async def session_on(scope: Scope, access: Access) -> AsyncIterator[Session]:
 
 async def log_in(scope: Scope, access: Access, connection: Connection, user: str, password: str) -> Session:
     """Log in, with a clear refusal where guests are not taken."""
+    if is_known(access, connection.route):
+        return await connection.login(user, "", METHOD_LOCAL)
     if access.guest:
         if _METHOD_GUEST not in connection.welcome.methods:
             offered = ", ".join(connection.welcome.methods) or "nothing"

@@ -45,9 +45,10 @@ class Connections:
 
 
 class Visit:
-    """One connection, from its first byte to its end."""
+    """One connection, from its first byte to its end. `peer`: the transport's address."""
 
-    def __init__(self, connections: Connections, address: str) -> None:
+    def __init__(self, connections: Connections, address: str, peer: interfaces.IAddress | None = None) -> None:
+        self.peer = peer
         self._connections = connections
         self._address = address
         self._deadline: Any = None
@@ -89,7 +90,7 @@ class Visit:
 class DoorFactory(protocol.Factory):
     """Builds what TLS wraps, one a connection.
 
-    `broker(on_login)` and `link(on_login)` build the two protocols; they call `on_login` when the peer is known.
+    `broker(visit)` and `link(visit)` build the two protocols; they call `visit.welcome` when the peer is known.
     """
 
     noisy = False
@@ -97,8 +98,8 @@ class DoorFactory(protocol.Factory):
     def __init__(
         self,
         clock: Any,
-        broker: Callable[[Callable[[], None]], protocol.Protocol],
-        link: Callable[[Callable[[], None]], protocol.Protocol],
+        broker: Callable[[Visit], protocol.Protocol],
+        link: Callable[[Visit], protocol.Protocol],
     ) -> None:
         self._connections = Connections(clock)
         self._builders = {None: broker, ALPN_PB: broker, ALPN_LINK: link}
@@ -110,7 +111,7 @@ class DoorFactory(protocol.Factory):
         if self._connections.full(address):
             log.info("hanging up on {address}: too many connections", address=address)
             return None
-        return _Visitor(self, Visit(self._connections, address))
+        return _Visitor(self, Visit(self._connections, address, addr))
 
     def build(self, negotiated: bytes | None, visit: Visit) -> protocol.Protocol | None:
         """The protocol that ALPN asked for."""
@@ -118,7 +119,7 @@ class DoorFactory(protocol.Factory):
         if builder is None:
             return None
         visit.within(LOGIN_DEADLINE)
-        return builder(visit.welcome)
+        return builder(visit)
 
     def opened(self, visitor: Any) -> None:
         """A connection has begun."""

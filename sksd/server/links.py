@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from twisted.internet import defer, protocol
@@ -17,24 +17,24 @@ from sksd.wire.names import PREAMBLE_LINK
 
 log = Logger()
 
+Reach = Callable[[], Awaitable[IStreamClientEndpoint]]
+
 
 class LinkDoor(protocol.Protocol):
     """The client's end of a link in the daemon.
 
-    `check(ticket)` answers (user, engine) or raises TicketRefused; `reach(user)` answers the endpoint of the user's
-    proxy; `on_login` is told once the ticket was good.
+    `admit(ticket)` answers the engine, and what to call for the endpoint of its proxy, or raises TicketRefused;
+    `on_login` is told once the ticket was good.
     """
 
     transport: Any
 
     def __init__(
         self,
-        check: Callable[[str], tuple[str, str]],
-        reach: Callable[[str], Any],
+        admit: Callable[[str], Awaitable[tuple[str, Reach]]],
         on_login: Callable[[], None],
     ) -> None:
-        self._check = check
-        self._reach = reach
+        self._admit = admit
         self._on_login = on_login
         self._first: FirstFrame | None = FirstFrame()
         self._waiting = b""
@@ -58,18 +58,18 @@ class LinkDoor(protocol.Protocol):
                 return
             hello, self._waiting = found
             self._first = None
-            user, engine = self._check(hello.ticket)
         except SksdError as error:
             self._refuse(error)
             return
-        self._on_login()
         # Until the proxy is reached nothing more is taken from the client, so what waits stays small.
         self.transport.pauseProducing()
-        joined = defer.ensureDeferred(self._join(user, engine, hello))
+        joined = defer.ensureDeferred(self._join(hello))
         joined.addErrback(self._failed)
 
-    async def _join(self, user: str, engine: str, hello: Hello) -> None:
-        endpoint: IStreamClientEndpoint = await self._reach(user)
+    async def _join(self, hello: Hello) -> None:
+        engine, reach = await self._admit(hello.ticket)
+        self._on_login()
+        endpoint = await reach()
         factory = protocol.Factory.forProtocol(lambda: _ProxyEnd(self))
         factory.noisy = False
         end: Any = await endpoint.connect(factory)

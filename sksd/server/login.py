@@ -8,6 +8,7 @@ from typing import Any, Final
 from attrs import frozen
 from twisted.cred import checkers, credentials, portal
 from twisted.internet import defer, task
+from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from twisted.spread import pb
 from zope.interface import Interface, implementer
@@ -33,11 +34,12 @@ class IMethodCredentials(credentials.ICredentials):
 @implementer(IMethodCredentials)
 @frozen
 class MethodCredentials:
-    """What a `Login` brought. The secret never shows in a repr."""
+    """What a `Login` brought, and from where. The secret never shows in a repr."""
 
     method: str
     user: str
     password: str
+    peer: IAddress | None = None
 
     def __repr__(self) -> str:
         return f"MethodCredentials({self.method!r}, {self.user!r})"
@@ -55,11 +57,12 @@ class GateChecker:
     def requestAvatarId(self, credentials: Any) -> defer.Deferred[Any]:
         """Fires with the account's name, or fails with LoginRefused."""
         given: MethodCredentials = credentials
-        return defer.ensureDeferred(self._gate.check(given.method, given.user, given.password))
+        return defer.ensureDeferred(self._gate.check(given.method, given.user, given.password, given.peer))
 
 
 class LoginRoot(Remote):
-    """One connection before login. `welcome()` makes the answer to `hello`; `on_login` is told once it is over."""
+    """One connection before login, from `peer`. `welcome()` makes the answer to `hello`; `on_login` is told once it
+    is over."""
 
     def __init__(
         self,
@@ -68,8 +71,10 @@ class LoginRoot(Remote):
         portal: portal.Portal,
         welcome: Callable[[int], messages.Welcome],
         on_login: Callable[[], None],
+        peer: IAddress | None = None,
     ) -> None:
         self._broker = broker
+        self._peer = peer
         self._clock = clock
         self._portal = portal
         self._welcome = welcome
@@ -109,7 +114,7 @@ class LoginRoot(Remote):
     async def _login(
         self, login: messages.Login, mind: pb.RemoteReference | None
     ) -> tuple[messages.LoggedIn, Remote]:
-        given = MethodCredentials(login.method, login.user, login.password)
+        given = MethodCredentials(login.method, login.user, login.password, self._peer)
         try:
             _, made, logout = await self._portal.login(given, mind, IAvatar)
         except LoginRefused:

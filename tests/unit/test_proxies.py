@@ -22,6 +22,7 @@ from sksd.server.proxies import AGAIN, FIRST_CALL, UserProxy
 from sksd.wire import messages
 from sksd.wire.broker import BrokerFactory, Remote
 from sksd.wire.names import PREAMBLE_PB
+from sksd.wire.tickets import Tickets
 
 
 class Transport(StringTransport):
@@ -125,7 +126,7 @@ class Gates(unittest.TestCase):
         with socket.socket(socket.AF_UNIX) as hung:
             hung.bind(str(paths.proxy_socket()))
             hung.listen(0)
-            gate = UserGate(task.Clock(), "token", {})
+            gate = UserGate(task.Clock(), "token", Tickets("s"), {})
             for _ in range(4):
                 with socket.socket(socket.AF_UNIX) as waiting:
                     waiting.setblocking(False)
@@ -134,7 +135,7 @@ class Gates(unittest.TestCase):
 
     def test_folder_of_somebody_else(self) -> None:
         self.runtime.symlink_to("/")
-        gate = UserGate(task.Clock(), "token", {})
+        gate = UserGate(task.Clock(), "token", Tickets("s"), {})
         self.failureResultOf(defer.ensureDeferred(gate.endpoint("")), CannotWrite)
 
 
@@ -144,11 +145,11 @@ class Refusals(unittest.TestCase):
     def test_nothing_that_follows_is_looked_at(self) -> None:
         asked: list[str] = []
 
-        def check(ticket: str) -> tuple[str, str]:
+        async def admit(ticket: str) -> Any:
             asked.append(ticket)
             raise TicketRefused()
 
-        link = LinkDoor(check, lambda user: self.fail("it was joined"), lambda: self.fail("it was let in"))
+        link = LinkDoor(admit, lambda: self.fail("it was let in"))
         transport = Transport()
         link.makeConnection(transport)
         first: Hello = new_hello("wrong")
