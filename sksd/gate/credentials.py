@@ -85,17 +85,26 @@ class Pam(PamAuthenticator):  # type: ignore[misc, unused-ignore]
         self.end()
 
 
-def check(user: str, password: str | None, rhost: str, allow_root: bool, running_as: int) -> dict[str, Any]:
-    """Whether the account may come in: by its password, or without one when the machine knows already who it is.
-    Answers {account, uid} or {reason, problem}."""
+def check(user: str, password: str, rhost: str, allow_root: bool, running_as: int) -> dict[str, Any]:
+    """Whether the password opens the account. Answers {account, uid} or {reason, problem}."""
     # NUL ends a string in C, and an empty password is none: PAM is not asked.
-    worth = 0 < len(user) <= LONGEST_NAME and (password is None or 0 < len(password) <= LONGEST_SECRET)
-    if not worth or any(letter in user + (password or "") for letter in "\0\n\r"):
+    worth = 0 < len(user) <= LONGEST_NAME and 0 < len(password) <= LONGEST_SECRET
+    if not worth or any(letter in user + password for letter in "\0\n\r"):
         return {"reason": REFUSED}
     found = person.named(user)
-    pam = Pam(rhost, trusted=password is None)
     # Asked about those who are not there, too, so that it takes as long.
-    problem = pam.ask(found.name if found else user, password or "", service())
+    return _asked(Pam(rhost), found, found.name if found else user, password, allow_root, running_as)
+
+
+def check_known(user: str, allow_root: bool, running_as: int) -> dict[str, Any]:
+    """As `check`, for somebody whom this machine knows already."""
+    return _asked(Pam(trusted=True), person.named(user), user, "", allow_root, running_as)
+
+
+def _asked(
+    pam: Pam, found: person.Person | None, user: str, password: str, allow_root: bool, running_as: int
+) -> dict[str, Any]:
+    problem = pam.ask(user, password, service())
     if found is None or not pam.right or (found.uid == 0 and not allow_root) or found.uid == running_as:
         return {"reason": REFUSED}
     if problem is not None:

@@ -53,6 +53,7 @@ class Gate:
     def __init__(self, daemon: socket.socket, local: socket.socket, order: Message) -> None:
         self._daemon, self._local, self._order = daemon, local, order
         self._secret = Path(order["secret"]).read_text("ascii").strip()
+        self._rules = {"allow_root": order["allow_root"], "running_as": order["running_as"]}
         self._grants = Grants()
         self._children: set[int] = set()
         local.setblocking(False)
@@ -81,6 +82,8 @@ class Gate:
                 self._grants.end(request["grant"], now)
             if request.get("end"):
                 return
+        elif ask != wire.CHECK:
+            raise ValueError
         elif request["method"] == wire.LOCAL:
             # Accepted here and nowhere else, so that the daemon cannot stage who connected.
             with contextlib.suppress(OSError):
@@ -96,6 +99,8 @@ class Gate:
     def _child(self) -> int:
         while len(self._children) >= MOST:
             time.sleep(0.05)
+        # Not to be reaped before it is known.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         pid = os.fork()
         if pid == 0:
             # PAM's modules wait for children of their own.
@@ -103,6 +108,7 @@ class Gate:
             signal.alarm(LIMIT)
         else:
             self._children.add(pid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         return pid
 
     def _reap(self, *_: object) -> None:
@@ -126,21 +132,19 @@ class Gate:
         started, method = time.monotonic(), request["method"]
         said: Message = {"reason": wire.BAD}
         if method == wire.PASSWORD:
-            said = self._ask(request["user"], request["secret"], request["rhost"])
+            user, password, rhost = (_text(request[name]) for name in ("user", "secret", "rhost"))
+            said = credentials.check(user, password, rhost, **self._rules)
             if said.get("reason") == wire.REFUSED:
                 time.sleep(max(0.0, started + FLOOR - time.monotonic()))
         elif method == wire.TICKET:
-            said = self._check_ticket(request["secret"])
+            said = self._check_ticket(_text(request["secret"]))
         elif local is not None:
             peer = struct.unpack("3i", local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            said = self._ask(person.name_of(peer[1]), None, "")
+            said = credentials.check_known(person.name_of(peer[1]), **self._rules)
         if "account" in said:
             link = method == wire.TICKET
             said["grant"] = self._grants.make(said["account"], said.pop("uid"), link, time.monotonic())
         return said, local
-
-    def _ask(self, user: str, password: str | None, rhost: str) -> Message:
-        return credentials.check(user, password, rhost, self._order["allow_root"], self._order["running_as"])
 
     def _check_ticket(self, ticket: str) -> Message:
         try:
@@ -150,7 +154,7 @@ class Gate:
             _, engine = Tickets(account_key(self._secret, who.name, who.uid)).check(ticket)
         except TicketRefused:
             return {"reason": wire.BAD_TICKET}
-        return {**self._ask(who.name, None, ""), "engine": engine}
+        return {**credentials.check_known(who.name, **self._rules), "engine": engine}
 
     def _proxy(self, grant: Grant | None, request: Message) -> tuple[Message, socket.socket | None]:
         if grant is None:
@@ -198,3 +202,9 @@ class Gate:
         if found is None:
             raise OSError(0, problem or "it cannot be found after its start")
         return found
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value

@@ -73,6 +73,16 @@ def _adopt(reactor: Any, connected: socket.socket, factory: Any) -> Any:
         return reactor.adoptStreamConnection(connected.fileno(), socket.AF_UNIX, factory)
 
 
+class _Local:
+    """Builds the protocol of one connection. (One of twisted's factories would put itself in the place of TLS's.)"""
+
+    def __init__(self, build: Callable[[], Any]) -> None:
+        self._build = build
+
+    def buildProtocol(self, addr: IAddress) -> Any:
+        return self._build()
+
+
 class _Readable(abstract.FileDescriptor):
     """Calls `readable` while there is something to read from `source`."""
 
@@ -275,12 +285,9 @@ class SystemGate:
         said, descriptor = answer
         if descriptor is None:
             return
-        peer = LocalPeer(said)
-        factory = protocol.Factory.forProtocol(lambda: self._local_protocol(peer))
-        factory.noisy = False
-        _adopt(self._reactor, socket.socket(fileno=descriptor), factory)
+        _adopt(self._reactor, socket.socket(fileno=descriptor), _Local(partial(self._visitor, LocalPeer(said))))
 
-    def _local_protocol(self, peer: LocalPeer) -> Any:
+    def _visitor(self, peer: LocalPeer) -> Any:
         made = self._door.buildProtocol(peer)
         if made is None:
             self._unused(peer)

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from twisted.internet import defer, reactor
+from twisted.internet import defer, reactor, threads
 from twisted.trial import unittest
 
 from sksd.client import session
@@ -48,6 +48,23 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def as_user(user: str, *command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end as that account."""
+    who = pwd.getpwnam(user)
+    return subprocess.run(
+        command,
+        user=who.pw_uid,
+        group=who.pw_gid,
+        extra_groups=os.getgrouplist(user, who.pw_gid),
+        env={"HOME": who.pw_dir, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **environ},
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
 
 
 def install(prefix: Path) -> Path:
@@ -198,6 +215,13 @@ class HostCase(unittest.TestCase):
     async def log_in(self, user: str, password: str | None = None) -> session.Session:
         """A session with the daemon."""
         return await (await self.connect()).login(user, self.host.password if password is None else password)
+
+    async def sksd(self, user: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command line, as that account."""
+        environ = {"PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring"}
+        environ["SKSD_SYSTEM_RUNTIME"] = str(self.top / "run")
+        command = (self.host.python, "-m", "sksd", *arguments)
+        return await threads.deferToThread(as_user, user, *command, **environ)
 
     async def spin_up(self, here: session.Session, **wish: Any) -> messages.Engine:
         """An engine in the environment that sksd itself runs in."""
