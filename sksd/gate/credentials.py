@@ -14,14 +14,12 @@ from sksd.wire.gate import ACCOUNT, LONGEST_NAME, LONGEST_SECRET, REFUSED
 #: The service file of ours, and the one for where it is missing.
 SERVICE: Final = "sksd"
 FALLBACK: Final = "login"
-_RHOST, _FAIL_DELAY = 4, 10
-_ESTABLISH_CRED, _DELETE_CRED = 2, 4
-_SUCCESS: Final = 0
+#: pam(3): items, flags, and what went well.
+_RHOST, _FAIL_DELAY, _ESTABLISH_CRED, _DELETE_CRED, _SUCCESS = 4, 10, 2, 4, 0
 #: What acct_mgmt says (pam(3)), in words.
 _PROBLEMS: Final = {
     6: "the administrator of that machine does not allow it",
     12: "the password must be changed first, by logging in there in another way",
-    16: "the password has expired, and must be changed first",
     27: "the password has expired, and must be changed first",
 }
 _DELAY: Final = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
@@ -85,28 +83,27 @@ class Pam(PamAuthenticator):  # type: ignore[misc, unused-ignore]
         self.end()
 
 
-def check(user: str, password: str, rhost: str, allow_root: bool, running_as: int) -> dict[str, Any]:
-    """Whether the password opens the account. Answers {account, uid} or {reason, problem}."""
+def check(user: str, password: str, rhost: str, closed: list[int]) -> dict[str, Any]:
+    """Whether the password opens the account; `closed` are uids that never come in. Answers {account, uid} or
+    {reason, problem}."""
     # NUL ends a string in C, and an empty password is none: PAM is not asked.
     worth = 0 < len(user) <= LONGEST_NAME and 0 < len(password) <= LONGEST_SECRET
     if not worth or any(letter in user + password for letter in "\0\n\r"):
         return {"reason": REFUSED}
-    found = person.named(user)
+    found = person.find(user)
     # Asked about those who are not there, too, so that it takes as long.
-    return _asked(Pam(rhost), found, found.name if found else user, password, allow_root, running_as)
+    return _asked(Pam(rhost), found, found.pw_name if found else user, password, closed)
 
 
-def check_known(user: str, allow_root: bool, running_as: int) -> dict[str, Any]:
+def check_known(who: person.Person | None, closed: list[int]) -> dict[str, Any]:
     """As `check`, for somebody whom this machine knows already."""
-    return _asked(Pam(trusted=True), person.named(user), user, "", allow_root, running_as)
+    return _asked(Pam(trusted=True), who, who.pw_name if who else "", "", closed)
 
 
-def _asked(
-    pam: Pam, found: person.Person | None, user: str, password: str, allow_root: bool, running_as: int
-) -> dict[str, Any]:
-    problem = pam.ask(user, password, service())
-    if found is None or not pam.right or (found.uid == 0 and not allow_root) or found.uid == running_as:
+def _asked(pam: Pam, who: person.Person | None, name: str, password: str, closed: list[int]) -> dict[str, Any]:
+    problem = pam.ask(name, password, service())
+    if who is None or not pam.right or who.pw_uid in closed:
         return {"reason": REFUSED}
     if problem is not None:
         return {"reason": ACCOUNT, "problem": problem}
-    return {"account": found.name, "uid": found.uid}
+    return {"account": who.pw_name, "uid": who.pw_uid}

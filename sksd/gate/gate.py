@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -40,6 +41,25 @@ MOST: Final = 64
 Message = dict[str, Any]
 
 
+def main() -> None:
+    """`python -m sksd.gate ORDER`: started by the daemon as root, with its channel as 3 and the local socket as 4.
+    `ORDER`: as for `Gate`, and {remove: files that go when the gate does}."""
+    order = json.loads(sys.argv[1])
+    os.umask(0o077)
+    for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        # It ends when the daemon does.
+        signal.signal(each, signal.SIG_IGN)
+    if credentials.service() != credentials.SERVICE:
+        log(f"/etc/pam.d/{credentials.SERVICE} is missing: PAM is asked as `{credentials.FALLBACK}`")
+    daemon, local = (socket.socket(fileno=number) for number in (3, 4))
+    for channel in (daemon, local):
+        channel.set_inheritable(False)
+    Gate(daemon, local, order).run()
+    for path in order["remove"]:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 def log(line: str) -> None:
     """One line for the daemon's log."""
     with contextlib.suppress(OSError):
@@ -48,12 +68,11 @@ def log(line: str) -> None:
 
 class Gate:
     """`daemon`: the channel to the daemon; `local`: a listening UNIX socket. `order`: {secret: path of the file that
-    tickets' keys are made of, allow_root, running_as, lang, limits}."""
+    tickets' keys are made of, closed: uids that never come in, lang, limits: by names of setrlimit(2)}."""
 
     def __init__(self, daemon: socket.socket, local: socket.socket, order: Message) -> None:
         self._daemon, self._local, self._order = daemon, local, order
         self._secret = Path(order["secret"]).read_text("ascii").strip()
-        self._rules = {"allow_root": order["allow_root"], "running_as": order["running_as"]}
         self._grants = Grants()
         self._children: set[int] = set()
         local.setblocking(False)
@@ -61,25 +80,24 @@ class Gate:
     def run(self) -> None:
         """Until the daemon is gone."""
         signal.signal(signal.SIGCHLD, self._reap)
-        while True:
+        found: tuple[Message, int | None] | None = ({}, None)
+        while found is not None:
             try:
                 found = wire.receive(self._daemon)
-                if found is None:
-                    return
-                self._asked(found[0])
-            except (ValueError, KeyError, TypeError):
-                log("gate: the daemon sent what is no request")
-            except OSError as failed:
-                log(f"gate: {failed}")
+                if found is not None:
+                    self._asked(found[0])
+            except ConnectionError:
                 return
+            except (ValueError, KeyError, TypeError, OSError) as wrong:
+                log(f"gate: a request of the daemon's was no use: {type(wrong).__name__}")
 
     def _asked(self, request: Message) -> None:
         ask, now = request["ask"], time.monotonic()
         local = grant = None
         if ask == wire.PROXY:
             grant = self._grants.read(str(request["grant"]), now)
-            if grant is not None and (grant.link or request.get("end")):
-                self._grants.end(request["grant"], now)
+            if request.get("end") or (grant is not None and grant.link):
+                self._grants.end(str(request["grant"]), now)
             if request.get("end"):
                 return
         elif ask != wire.CHECK:
@@ -88,13 +106,14 @@ class Gate:
             # Accepted here and nowhere else, so that the daemon cannot stage who connected.
             with contextlib.suppress(OSError):
                 local = self._local.accept()[0]
-        with contextlib.closing(local) if local else contextlib.nullcontext():
-            if self._child() == 0:
-                try:
-                    said, found = self._answer(ask, grant, request, local)
-                    wire.send(self._daemon, {"id": request.get("id"), **said}, found.fileno() if found else None)
-                finally:
-                    os._exit(0)
+        if self._child() == 0:
+            try:
+                said, found = self._answer(ask, grant, request, local)
+                wire.send(self._daemon, {"id": request.get("id"), **said}, found.fileno() if found else None)
+            finally:
+                os._exit(0)
+        if local is not None:
+            local.close()
 
     def _child(self) -> int:
         while len(self._children) >= MOST:
@@ -133,14 +152,14 @@ class Gate:
         said: Message = {"reason": wire.BAD}
         if method == wire.PASSWORD:
             user, password, rhost = (_text(request[name]) for name in ("user", "secret", "rhost"))
-            said = credentials.check(user, password, rhost, **self._rules)
+            said = credentials.check(user, password, rhost, self._order["closed"])
             if said.get("reason") == wire.REFUSED:
                 time.sleep(max(0.0, started + FLOOR - time.monotonic()))
         elif method == wire.TICKET:
             said = self._check_ticket(_text(request["secret"]))
         elif local is not None:
             peer = struct.unpack("3i", local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            said = credentials.check_known(person.name_of(peer[1]), **self._rules)
+            said = credentials.check_known(person.find(peer[1]), self._order["closed"])
         if "account" in said:
             link = method == wire.TICKET
             said["grant"] = self._grants.make(said["account"], said.pop("uid"), link, time.monotonic())
@@ -148,27 +167,27 @@ class Gate:
 
     def _check_ticket(self, ticket: str) -> Message:
         try:
-            who = person.named(claimed_user(ticket))
+            who = person.find(claimed_user(ticket))
             if who is None:
                 raise TicketRefused()
-            _, engine = Tickets(account_key(self._secret, who.name, who.uid)).check(ticket)
+            _, engine = Tickets(account_key(self._secret, who.pw_name, who.pw_uid)).check(ticket)
         except TicketRefused:
             return {"reason": wire.BAD_TICKET}
-        return {**credentials.check_known(who.name, **self._rules), "engine": engine}
+        return {**credentials.check_known(who, self._order["closed"]), "engine": engine}
 
     def _proxy(self, grant: Grant | None, request: Message) -> tuple[Message, socket.socket | None]:
         if grant is None:
             return {"reason": wire.BAD}, None
-        who = person.named(grant.user)
-        if who is None or who.uid != grant.uid:
+        who = person.find(grant.user)
+        if who is None or who.pw_uid != grant.uid:
             return {"reason": wire.FAILED, "problem": "the account is gone"}, None
-        key = account_key(self._secret, who.name, who.uid)
+        key = account_key(self._secret, who.pw_name, who.pw_uid)
         try:
             # One at a time for each person, or two would start two.
-            with open(Path(self._order["secret"]).with_name(f"{who.uid}.lock"), "w") as lock:
+            with open(Path(self._order["secret"]).with_name(f"{who.pw_uid}.lock"), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 found = self._connect(who) or self._start(who)
-            found.sendall(PREAMBLE_GATE + f"{key} {'link' if grant.link else 'any'} {who.name}\n".encode())
+            found.sendall(PREAMBLE_GATE + f"{key} {'link' if grant.link else 'any'} {who.pw_name}\n".encode())
         except OSError as failed:
             return {"reason": wire.FAILED, "problem": failed.strerror or str(failed)}, None
         return {}, found
@@ -178,22 +197,16 @@ class Gate:
             return person.connect(who, person.environment(who, self._order["lang"], {}))
 
     def _start(self, who: person.Person) -> socket.socket:
-        order = {"user": who.name, "lang": self._order["lang"], "limits": self._order["limits"]}
-        reading, writing = os.pipe()
-        os.posix_spawn(
-            sys.executable,
+        order = {"user": who.pw_name, "lang": self._order["lang"], "limits": self._order["limits"]}
+        session = subprocess.Popen(
             [sys.executable, "-I", "-m", "sksd.gate.session", json.dumps(order)],
-            {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": self._order["lang"]},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, writing, 1),
-                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-            ],
-            setsid=True,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": self._order["lang"]},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
-        os.close(writing)
-        with open(reading, "rb") as said:
-            line = said.readline(4096)
+        line = session.stdout.readline(4096) if session.stdout else b""
         try:
             problem = str(json.loads(line).get("error", ""))
         except (ValueError, AttributeError):

@@ -9,7 +9,6 @@ import pwd
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from sksd import paths
@@ -23,38 +22,21 @@ _CONNECT: Final = 5.0
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
-@dataclass(frozen=True)
-class Person:
-    """As in passwd(5)."""
-
-    name: str
-    uid: int
-    gid: int
-    home: str
-    shell: str
+Person = pwd.struct_passwd
 
 
-def named(name: str) -> Person | None:
-    """The account `name`, by the name that the system has for it; None when there is none."""
+def find(account: str | int) -> Person | None:
+    """The account of that name or uid; None when there is none."""
     try:
-        found = pwd.getpwnam(name)
+        return pwd.getpwnam(account) if isinstance(account, str) else pwd.getpwuid(account)
     except (KeyError, ValueError):
         return None
-    return Person(found.pw_name, found.pw_uid, found.pw_gid, found.pw_dir, found.pw_shell)
-
-
-def name_of(uid: int) -> str:
-    """The name of an account; empty when there is none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return ""
 
 
 def environment(who: Person, lang: str, granted: dict[str, str]) -> dict[str, str]:
     """The variables of a clean login; `granted` are those that PAM has given."""
-    ours = {"HOME": who.home, "USER": who.name, "LOGNAME": who.name, "SHELL": who.shell or "/bin/sh"}
-    if os.path.isdir(runtime := f"/run/user/{who.uid}"):
+    ours = {"HOME": who.pw_dir, "USER": who.pw_name, "LOGNAME": who.pw_name, "SHELL": who.pw_shell or "/bin/sh"}
+    if os.path.isdir(runtime := f"/run/user/{who.pw_uid}"):
         ours["XDG_RUNTIME_DIR"] = runtime
     given = {name: value for name, value in granted.items() if name not in _OURS}
     return {"PATH": _PATH, "LANG": lang, **given, **ours}
@@ -67,9 +49,9 @@ def acting_as(who: Person) -> Iterator[None]:
     The real user id stays root's: no process of the person's can signal or trace this one, nor hold it up with a
     file system of its own (FUSE asks for all three ids).
     """
-    os.initgroups(who.name, who.gid)
-    os.setegid(who.gid)
-    os.seteuid(who.uid)
+    os.initgroups(who.pw_name, who.pw_gid)
+    os.setegid(who.pw_gid)
+    os.seteuid(who.pw_uid)
     try:
         yield
     finally:
@@ -86,7 +68,7 @@ def connect(who: Person, environ: dict[str, str]) -> socket.socket | None:
     with contextlib.suppress(FileNotFoundError, ConnectionRefusedError, NotADirectoryError, PermissionError):
         found.connect(str(paths.proxy_socket()))
         # In /tmp anybody could have put a socket there.
-        if struct.unpack("3i", found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] == who.uid:
+        if struct.unpack("3i", found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] == who.pw_uid:
             return found
     found.close()
     return None
@@ -94,8 +76,8 @@ def connect(who: Person, environ: dict[str, str]) -> socket.socket | None:
 
 def become(who: Person) -> None:
     """Be this person for good, with the groups that are set already and no capability."""
-    os.setresgid(who.gid, who.gid, who.gid)
-    os.setresuid(who.uid, who.uid, who.uid)
+    os.setresgid(who.pw_gid, who.pw_gid, who.pw_gid)
+    os.setresuid(who.pw_uid, who.pw_uid, who.pw_uid)
     # The kernel has taken all but those that an exec may inherit.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.capset(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24)) != 0:

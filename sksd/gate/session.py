@@ -6,9 +6,11 @@ It says {"ready": true} or {"error": sentence} on its stdout; the first is the p
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import pwd
 import resource
 import signal
 import sys
@@ -18,29 +20,23 @@ from sksd import paths
 from sksd.errors import SksdError
 from sksd.gate import credentials, person
 
+_SIGNALS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_RESOURCES: Final = {
-    "memory": resource.RLIMIT_AS,
-    "processes": resource.RLIMIT_NPROC,
-    "open_files": resource.RLIMIT_NOFILE,
-}
 
 
 def main() -> None:
-    """`ORDER`: {"user", "lang", "limits"}, JSON."""
+    """`ORDER`: {"user", "lang", "limits": {a name of setrlimit(2): a number}}, JSON."""
     order = json.loads(sys.argv[1])
-    for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    for each in _SIGNALS:
         # Its children end by these, and it does once they have.
         signal.signal(each, signal.SIG_IGN)
-    who = person.named(order["user"])
-    if who is None:
-        return _say("the account is gone")
     pam = credentials.Pam(trusted=True)
     try:
-        os.initgroups(who.name, who.gid)
-        granted = pam.open(who.name, credentials.service())
-    except OSError as failed:
-        return _say(failed.strerror or str(failed))
+        who = pwd.getpwnam(order["user"])
+        os.initgroups(who.pw_name, who.pw_gid)
+        granted = pam.open(who.pw_name, credentials.service())
+    except (OSError, KeyError) as failed:
+        return _say(str(getattr(failed, "strerror", "the account is gone")))
     # Engines outlive the proxy, and then become children of this process instead of init's.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if os.fork() == 0:
@@ -51,11 +47,9 @@ def main() -> None:
         finally:
             os._exit(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    while True:
-        try:
-            os.wait()
-        except ChildProcessError:
-            break
+    with contextlib.suppress(ChildProcessError):
+        while os.wait():
+            pass
     pam.close()
 
 
@@ -65,13 +59,14 @@ def _say(problem: str) -> None:
 
 def _proxy(who: person.Person, order: dict[str, Any], granted: dict[str, str]) -> None:
     # What PAM's modules keep open holds the session, and is none of the person's.
-    os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 16 else 1 << 16)
-    for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    os.closerange(3, 65536)
+    for each in _SIGNALS:
         signal.signal(each, signal.SIG_DFL)
     for name, value in order["limits"].items():
-        hard = resource.getrlimit(_RESOURCES[name])[1]
+        number = getattr(resource, name)
+        hard = resource.getrlimit(number)[1]
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(_RESOURCES[name], (lowest, lowest))
+        resource.setrlimit(number, (lowest, lowest))
     person.become(who)
     os.umask(0o077)
     os.setsid()
@@ -81,9 +76,9 @@ def _proxy(who: person.Person, order: dict[str, Any], granted: dict[str, str]) -
     _, log = paths.open_proxy_log()
     os.dup2(log, 2)
     try:
-        os.chdir(who.home)
+        os.chdir(who.pw_dir)
     except OSError as failed:
-        os.write(2, f"the home {who.home} cannot be entered ({failed.strerror}): in / instead\n".encode())
+        os.write(2, f"the home {who.pw_dir} cannot be entered ({failed.strerror}): in / instead\n".encode())
         os.chdir("/")
     os.execve(sys.executable, [sys.executable, "-P", "-m", "sksd.proxy"], environ)
 

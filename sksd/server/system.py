@@ -338,11 +338,14 @@ def prepare(reactor: Any, configuration: Configuration, account: pwd.struct_pass
     except OSError as error:
         local.close()
         raise CannotListen(address=str(path), problem=error.strerror or str(error)) from None
-    limits = {name: getattr(configuration, name) for name in ("memory", "processes", "open_files")}
+    limits = {
+        "RLIMIT_AS": configuration.memory,
+        "RLIMIT_NPROC": configuration.processes,
+        "RLIMIT_NOFILE": configuration.open_files,
+    }
     order = {
         "secret": str(closed / "secret"),
-        "allow_root": configuration.allow_root,
-        "running_as": account.pw_uid,
+        "closed": [account.pw_uid] + [0] * (not configuration.allow_root),
         "lang": os.environ.get("LANG", "C.UTF-8"),
         "limits": {name: value for name, value in limits.items() if value},
         "remove": [str(path), str(paths.system_note())],

@@ -202,6 +202,11 @@ class HostCase(unittest.TestCase):
         await daemon.says(b"fingerprint")
         return daemon
 
+    async def stop(self, daemon: Process) -> None:
+        """End a daemon."""
+        daemon.kill(signal.SIGTERM)
+        await daemon.ended.addTimeout(LIMIT, reactor)
+
     def note(self) -> Note:
         """Where the daemon is."""
         return Note(**json.loads((self.top / "run" / "daemon.json").read_text()))

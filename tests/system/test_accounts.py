@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 from twisted.internet import defer, protocol, reactor
+from twisted.trial import unittest
 
 from sksd.client import session
 from sksd.errors import (
@@ -31,7 +32,7 @@ from sksd.errors import (
 from sksd.link import frames
 from sksd.link.hello import hello_frame, new_hello, read_goodbye
 from tests.system.accounts import HostCase, as_user, run
-from tests.system.daemon import LIMIT, Local, until
+from tests.system.daemon import LIMIT, ROOT, Local, until
 
 
 def about(pid: int | None, *names: str) -> list[str]:
@@ -214,6 +215,47 @@ class People(AccountCase):
         with self.assertRaises(ProxyFailed) as caught:
             await (await self.log_in(user)).engines()
         self.assertIn(str(home), str(caught.exception))
+
+
+class Sessions(AccountCase):
+    """What PAM gives a session, and until when."""
+
+    async def test_session_is_the_persons_tree(self) -> None:
+        service, limits = Path("/etc/pam.d/sksd"), self.top / "limits"
+        if service.exists():
+            raise unittest.SkipTest("this machine has an /etc/pam.d/sksd of its own")
+        ada, told = self.host.ada, self.top / "told"
+        limits.write_text(f"{ada} hard nofile 333\n")
+        (self.top / "env").write_text("FROM_PAM=yes\nXDG_STATE_HOME=/nowhere\n")
+        tell = self.top / "tell"
+        tell.write_text(f'#!/bin/sh\necho "$PAM_TYPE $PAM_USER $PAM_SERVICE" >> {told}\n')
+        tell.chmod(0o755)
+        self.addCleanup(service.unlink)
+        service.write_text(
+            (ROOT / "etc" / "pam.d" / "sksd").read_text()
+            + f"session required pam_limits.so conf={limits}\n"
+            + f"session required pam_env.so envfile={self.top}/env\n"
+            + f"session optional pam_exec.so {tell}\n"
+        )
+        daemon = await self.start()
+        self.assertNotIn(b"is missing", daemon.output)
+        here = await self.log_in(ada)
+        engine = await self.spin_up(here)
+        self.assertRegex(Path(f"/proc/{engine.pid}/limits").read_text(), r"Max open files +333 +333 ")
+        environ = psutil.Process(engine.pid).environ()
+        self.assertEqual((environ["FROM_PAM"], "XDG_STATE_HOME" in environ), ("yes", False))
+        opened = f"open_session {ada} sksd\n"
+        self.assertEqual(told.read_text(), opened)
+        # It outlasts login and proxy, and ends with the last of the person's processes.
+        proxy = psutil.Process(engine.pid).parent()
+        await here.close()
+        await self.stop(daemon)
+        assert proxy is not None
+        proxy.kill()
+        await until(lambda: not proxy.is_running(), "the proxy ends")
+        self.assertEqual(told.read_text(), opened)
+        psutil.Process(engine.pid).kill()
+        await until(lambda: told.read_text() == opened + f"close_session {ada} sksd\n", "the session is closed")
 
 
 class Entering(AccountCase):

@@ -44,8 +44,8 @@ class TakenOver(HostCase):
         self.daemon.settimeout(LIMIT)
         self.addCleanup(self.local.close)
         order = {
-            "secret": str(self.secret), "allow_root": False, "lang": "C.UTF-8", "limits": {},
-            "running_as": pwd.getpwnam(self.host.daemon_account).pw_uid, "remove": [str(self.path)],
+            "secret": str(self.secret), "lang": "C.UTF-8", "limits": {},
+            "closed": [0, pwd.getpwnam(self.host.daemon_account).pw_uid], "remove": [str(self.path)],
         }  # fmt: skip
         self.process = Process()
         command = [str(self.host.python), "-I", "-m", "sksd.gate", json.dumps(order)]

@@ -70,6 +70,21 @@ class Directions(unittest.TestCase):
             for module in imports(ROOT / file):
                 self.assertFalse(module.startswith(("twisted.internet", "socket", "asyncio")), f"{file}: {module}")
 
+    def test_gate_is_small(self) -> None:
+        code = 0
+        for path in (ROOT / "gate").glob("*.py"):
+            tree = ast.parse(path.read_text())
+            kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+            texts = [
+                node.body[0] for node in ast.walk(tree) if isinstance(node, kinds) and ast.get_docstring(node)
+            ]
+            skipped = {line for text in texts for line in range(text.lineno, (text.end_lineno or 0) + 1)}
+            lines = enumerate(path.read_text().splitlines(), 1)
+            code += sum(bool(line.strip()) and line.strip()[0] != "#" and n not in skipped for n, line in lines)
+            for module in imports(path):
+                self.assertFalse(module.startswith(("twisted", "zope", "msgspec", "attr", "cryptography")), module)
+        self.assertLess(code, 400)
+
     def test_only_jupyter_imports_jupyter_on_the_users_side(self) -> None:
         for room in ("client", "cli", "link", "wire"):
             for path in (ROOT / room).glob("*.py"):
