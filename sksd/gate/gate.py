@@ -43,7 +43,7 @@ Message = dict[str, Any]
 
 def main() -> None:
     """`python -m sksd.gate ORDER`: started by the daemon as root, with its channel as 3 and the local socket as 4.
-    `ORDER`: as for `Gate`, and {remove: files that go when the gate does}."""
+    `ORDER`: as for `Gate`."""
     order = json.loads(sys.argv[1])
     os.umask(0o077)
     for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -55,9 +55,6 @@ def main() -> None:
     for channel in (daemon, local):
         channel.set_inheritable(False)
     Gate(daemon, local, order).run()
-    for path in order["remove"]:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
 
 
 def log(line: str) -> None:

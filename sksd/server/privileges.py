@@ -7,6 +7,7 @@ import ctypes
 import os
 import pwd
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,10 @@ def check_installation(account: pwd.struct_passwd) -> None:
                 problem = _problem(part, account)
                 if problem:
                     raise NotForOthers(program=sys.executable, problem=problem, path=str(part))
+    alone = [sys.executable, "-I", "-c", "import sksd.gate.gate"]
+    if subprocess.run(alone, cwd="/", env={}, stderr=subprocess.DEVNULL, check=False).returncode:
+        problem = "without PYTHONPATH and the working folder it finds no sksd that works"
+        raise NotForOthers(program=sys.executable, problem=problem, path=sys.prefix)
 
 
 def _problem(path: Path, account: pwd.struct_passwd) -> str:
@@ -96,8 +101,8 @@ def _problem(path: Path, account: pwd.struct_passwd) -> str:
         return "somebody else than root could change it, who owns what is"
     if not stat.S_ISLNK(about.st_mode) and about.st_mode & 0o002 and not about.st_mode & stat.S_ISVTX:
         return "everybody could change what is"
+    wanted = os.X_OK if path.is_dir() else os.R_OK | os.X_OK
     with acting_as(account):
-        wanted = os.X_OK if path.is_dir() else os.R_OK | os.X_OK
         if not os.access(path, wanted, effective_ids=True):
             return "other accounts cannot reach what is"
     return ""

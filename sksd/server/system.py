@@ -348,6 +348,5 @@ def prepare(reactor: Any, configuration: Configuration, account: pwd.struct_pass
         "closed": [account.pw_uid] + [0] * (not configuration.allow_root),
         "lang": os.environ.get("LANG", "C.UTF-8"),
         "limits": {name: value for name, value in limits.items() if value},
-        "remove": [str(path), str(paths.system_note())],
     }
     return SystemGate(reactor, account, order, local)

@@ -112,6 +112,10 @@ class Host:
         self.daemon_account = self.add("d", password=None)
         self.ada = self.add("ada")
         self.bob = self.add("bob")
+        # As systemd makes it for whoever logs in; ada has none.
+        self.runtime = Path(f"/run/user/{pwd.getpwnam(self.bob).pw_uid}")
+        self.runtime.mkdir(mode=0o700, parents=True)
+        shutil.chown(self.runtime, self.bob, self.bob)
         run("groupadd", f"sksdg{self.mark}")
         run("usermod", "-a", "-G", f"sksdg{self.mark}", self.ada)
 
@@ -135,6 +139,7 @@ class Host:
                     shutil.rmtree(left, ignore_errors=True)
                 subprocess.run(["userdel", "--force", name], check=False, capture_output=True)
         subprocess.run(["groupdel", f"sksdg{self.mark}"], check=False)
+        shutil.rmtree(self.runtime, ignore_errors=True)
         shutil.rmtree(self.top, ignore_errors=True)
 
 

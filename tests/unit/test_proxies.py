@@ -18,7 +18,7 @@ from sksd.errors import CannotWrite, ProxyFailed, SksdError, TicketRefused
 from sksd.link.hello import Hello, hello_frame, new_hello
 from sksd.server.gate import UserGate
 from sksd.server.links import LinkDoor
-from sksd.server.proxies import AGAIN, FIRST_CALL, UserProxy
+from sksd.server.proxies import AGAIN, FIRST_CALL, LET_GO, UserProxy
 from sksd.wire import messages
 from sksd.wire.broker import BrokerFactory, Remote
 from sksd.wire.names import PREAMBLE_PB
@@ -109,6 +109,43 @@ class Reaching(unittest.TestCase):
         self.assertEqual(len(self.gate.there.made), len(AGAIN))
         self.proxy.disconnect()
         self.clock.advance(FIRST_CALL)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class Resting(unittest.TestCase):
+    """A shared host does not hold the proxy of somebody who is gone."""
+
+    def setUp(self) -> None:
+        self.clock = task.Clock()
+        self.proxy = UserProxy(self.clock, Gate(), "ada", messages.Settings(), lambda: None)
+        self.broker = BrokerFactory().build(True, trusted=True)
+        self.broker.makeConnection(Transport())
+        self.broker.notifyOnDisconnect(self.proxy._lost)
+        self.proxy._root, self.proxy._broker = object(), self.broker  # type: ignore[assignment]
+
+    def is_let_go(self) -> bool:
+        return bool(self.broker.transport.disconnecting)
+
+    def test_after_a_while(self) -> None:
+        self.proxy.rest()
+        self.clock.advance(LET_GO - 1)
+        self.assertFalse(self.is_let_go())
+        self.clock.advance(1)
+        self.assertTrue(self.is_let_go())
+
+    def test_not_while_it_is_needed(self) -> None:
+        self.proxy.running.add("engine")
+        self.proxy.rest()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.proxy.running.clear()
+        self.proxy.rest()
+        self.proxy.listeners.add(lambda event: None)
+        self.clock.advance(LET_GO)
+        self.assertFalse(self.is_let_go())
+
+    def test_not_by_a_daemon_that_stops(self) -> None:
+        self.proxy.rest()
+        self.proxy.disconnect()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
