@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -36,7 +37,8 @@ from sksd.proxy.root import Listeners, ProxyRoot  # noqa: E402
 from sksd.proxy.spin_up import SpinningUp  # noqa: E402
 from sksd.wire.broker import BrokerFactory, LimitedBroker  # noqa: E402
 from sksd.wire.messages import Settings  # noqa: E402
-from sksd.wire.names import DEAD, PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
+from sksd.wire.names import DEAD, PREAMBLE_GATE, PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
+from sksd.wire.tickets import Tickets  # noqa: E402
 
 log = Logger()
 
@@ -81,10 +83,11 @@ class Proxy:
             log.info("nobody is left: the proxy ends")
             self.reactor.stop()
 
-    def broker(self) -> LimitedBroker:
+    def broker(self, ticket: Callable[[str], str]) -> LimitedBroker:
         """For a daemon's connection. Whoever can open the socket is this user, or root: no login."""
         broker = self.brokers.build(False, trusted=True)
-        broker.setNameForLocal("root", ProxyRoot(self.spinning, self._set, self.listeners.add, os.getpid()))
+        root = ProxyRoot(self.spinning, self._set, self.listeners.add, os.getpid(), ticket)
+        broker.setNameForLocal("root", root)
         return broker
 
     def _set(self, settings: Settings) -> None:
@@ -107,7 +110,8 @@ class Proxy:
 
 
 class Entrance(protocol.Protocol):
-    """One connection: its first line says which protocol follows, as ALPN does on the daemon's port."""
+    """One connection: its first line says which protocol follows, as ALPN does on the daemon's port. A gate's line
+    may come before, with the key that tickets are made with (docs/protocol.md)."""
 
     transport: Any
 
@@ -115,6 +119,11 @@ class Entrance(protocol.Protocol):
         self._proxy = proxy
         self._said = b""
         self._inner: protocol.Protocol | None = None
+        self._ticket: Callable[[str], str] = lambda engine: ""
+        self._builders: dict[bytes, Callable[[], protocol.Protocol]] = {
+            PREAMBLE_PB: lambda: proxy.broker(self._ticket),
+            PREAMBLE_LINK: proxy.link,
+        }
 
     def connectionMade(self) -> None:
         """Counts."""
@@ -126,7 +135,16 @@ class Entrance(protocol.Protocol):
             self._inner.dataReceived(data)
             return
         self._said += data
-        for preamble, build in ((PREAMBLE_PB, self._proxy.broker), (PREAMBLE_LINK, self._proxy.link)):
+        if self._said.startswith(PREAMBLE_GATE):
+            line, end, rest = self._said.partition(b"\n")
+            if not end:
+                return
+            key, only, user = line.removeprefix(PREAMBLE_GATE).decode().split(" ", 2)
+            self._ticket = partial(Tickets(key).issue, user)
+            if only == "link":
+                del self._builders[PREAMBLE_PB]
+            self._said = rest
+        for preamble, build in self._builders.items():
             if self._said.startswith(preamble):
                 self._inner = build()
                 self._inner.makeConnection(self.transport)

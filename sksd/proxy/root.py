@@ -19,7 +19,8 @@ from sksd.wire.names import DEAD, PROTOCOL
 
 
 class ProxyRoot(Remote):
-    """One daemon's connection. `configure` takes what its configuration says, `listen` who is told of events."""
+    """One daemon's connection. `configure` takes what its configuration says, `listen` who is told of events;
+    `ticket` makes an engine's ticket, or nothing where the daemon does that itself."""
 
     def __init__(
         self,
@@ -27,12 +28,14 @@ class ProxyRoot(Remote):
         configure: Callable[[messages.Settings], None],
         listen: Callable[[pb.RemoteReference], None],
         pid: int,
+        ticket: Callable[[str], str],
     ) -> None:
         self._spinning = spinning
         self._engines = spinning.engines
         self._configure = configure
         self._listen = listen
         self._pid = pid
+        self._ticket = ticket
 
     async def remote_settings(
         self, request: dict[str, Any], listener: pb.RemoteReference
@@ -62,7 +65,10 @@ class ProxyRoot(Remote):
             if observer is not None:
                 tell(observer, "progress", messages.Progress(step=step, message=message))
 
-        return await self._spinning.spin_up(wish, progress)
+        outcome = await self._spinning.spin_up(wish, progress)
+        if outcome.ticket is not None:
+            outcome.ticket.ticket = self._ticket(outcome.ticket.engine)
+        return outcome
 
     async def remote_engines(self, request: dict[str, Any]) -> messages.Engines:
         """All engines, oldest first."""
@@ -112,10 +118,10 @@ class ProxyRoot(Remote):
         )
 
     async def remote_ticket(self, request: dict[str, Any]) -> messages.Ticket:
-        """What a link's local end needs to know; the daemon puts the ticket itself in."""
-        engine = self._engine(request)
-        connection = engine.record.connection
-        return messages.Ticket(ticket="", engine=engine.record.id, key=str(connection["key"]), kernel_name="")
+        """What a link's local end needs to know."""
+        record = self._engine(request).record
+        key = str(record.connection["key"])
+        return messages.Ticket(ticket=self._ticket(record.id), engine=record.id, key=key, kernel_name="")
 
 
 class Listeners:

@@ -9,28 +9,28 @@ import os
 import pwd
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 from twisted.internet import defer, endpoints, error, protocol
+from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sksd import paths
-from sksd.errors import LoginMethod, LoginRefused, ProxyFailed
+from sksd.errors import CannotWrite, LoginMethod, LoginRefused, ProxyFailed
 from sksd.interfaces import IGate
 from sksd.server import token
 from sksd.wire import authorized_keys, sshkey
 from sksd.wire.names import METHOD_PASSWORD, METHOD_SSH_KEY
+from sksd.wire.tickets import Tickets
 
 log = Logger()
 
 #: Seconds a proxy has from its start until it listens.
 START_TIMEOUT: Final = 20.0
-
-#: Bytes of the proxies' log; a longer one is put aside when a proxy starts, as proxy.log.1.
-LOG_LIMIT: Final = 1024 * 1024
 
 #: Never handed on to a user's processes.
 _OWN_VARIABLES: Final = ("SKSD_PASSWORD", "SKSD_CONF", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")
@@ -99,20 +99,29 @@ class UserGate:
     guessable = False
 
     def __init__(
-        self, reactor: Any, own_token: str, environ: dict[str, str] | None = None, ssh_keys: bool = True
+        self,
+        reactor: Any,
+        own_token: str,
+        tickets: Tickets,
+        environ: dict[str, str] | None = None,
+        ssh_keys: bool = True,
     ) -> None:
         self._ssh_keys = ssh_keys
         self._reactor = reactor
         self._token = own_token
+        self._tickets = tickets
         self._environ = dict(os.environ if environ is None else environ)
-        self.user = account()
+        self.own_user = account()
+
+    def begin(self, door: Any, gone: Callable[[], None]) -> None:
+        """Nothing: this gate has no privileges beyond the user's, and ends with the daemon."""
 
     def methods(self) -> list[str]:
         """The token, given as a password, and SSH keys where the account has any."""
         keys = self._ssh_keys and authorized_keys.place(paths.home()).exists()
         return [METHOD_PASSWORD, METHOD_SSH_KEY] if keys else [METHOD_PASSWORD]
 
-    async def check(self, method: str, user: str, password: str) -> str:
+    async def check(self, method: str, user: str, password: str, peer: IAddress | None) -> str:
         """The account of this daemon, for its token or an SSH key; an empty user means that account."""
         if method not in (methods := self.methods()):
             raise LoginMethod(method=method[:40], methods=", ".join(methods))
@@ -122,10 +131,21 @@ class UserGate:
             right = authorized_keys.admits(paths.home(), user, attempt)
         else:
             right = token.matches(password, self._token)
-        known = hmac.compare_digest(user.encode(), self.user.encode()) or not user
+        known = hmac.compare_digest(user.encode(), self.own_user.encode()) or not user
         if not (right and known):
             raise LoginRefused()
-        return self.user
+        return self.own_user
+
+    def leave(self, user: str) -> None:
+        """Nothing: the proxy is the daemon's own user's."""
+
+    def ticket(self, user: str, engine: str) -> str:
+        """Signed with the daemon's secret."""
+        return self._tickets.issue(user, engine)
+
+    async def admit(self, ticket: str) -> tuple[str, str, None]:
+        """What the ticket says, if it is the daemon's own."""
+        return (*self._tickets.check(ticket), None)
 
     async def endpoint(self, user: str) -> endpoints.UNIXClientEndpoint:
         """The running proxy's socket; starts one where none answers."""
@@ -137,18 +157,13 @@ class UserGate:
         return endpoints.UNIXClientEndpoint(self._reactor, path, timeout=10)
 
     async def _start(self) -> None:
-        log_path = paths.private(paths.state()) / "proxy.log"
-        with contextlib.ExitStack() as stack:
-            try:
-                with contextlib.suppress(FileNotFoundError):
-                    if log_path.stat().st_size > LOG_LIMIT:
-                        os.replace(log_path, log_path.with_suffix(".log.1"))
-                log_file = stack.enter_context(open(log_path, "ab", opener=_opener))
-                nothing = stack.enter_context(open(os.devnull, "rb"))
-            except OSError as failed:
-                raise ProxyFailed(user=self.user, problem=f"{log_path}: {failed.strerror}") from None
-            process = ProxyProcess(self.user, str(log_path))
-            environ = {name: value for name, value in self._environ.items() if name not in _OWN_VARIABLES}
+        try:
+            log_path, log_file = paths.open_proxy_log()
+        except CannotWrite as failed:
+            raise ProxyFailed(user=self.own_user, problem=str(failed).rstrip(".")) from None
+        process = ProxyProcess(self.own_user, str(log_path))
+        environ = {name: value for name, value in self._environ.items() if name not in _OWN_VARIABLES}
+        with open(os.devnull, "rb") as nothing, os.fdopen(log_file, "ab") as log_end:
             self._reactor.spawnProcess(
                 process,
                 sys.executable,
@@ -157,18 +172,14 @@ class UserGate:
                 env=environ,
                 # Without a home there is still a proxy to say so.
                 path=str(paths.home()) if paths.home().is_dir() else "/",
-                childFDs={0: nothing.fileno(), 1: "r", 2: log_file.fileno()},
+                childFDs={0: nothing.fileno(), 1: "r", 2: log_end.fileno()},
             )
         try:
             await process.ready.addTimeout(START_TIMEOUT, self._reactor)
         except defer.TimeoutError:
             with contextlib.suppress(error.ProcessExitedAlready):
                 process.transport.signalProcess("KILL")  # type: ignore[union-attr]
-            raise ProxyFailed(user=self.user, problem=f"it did not listen within {START_TIMEOUT:.0f} s") from None
-
-
-def _opener(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+            raise ProxyFailed(user=self.own_user, problem=f"it did not listen within {START_TIMEOUT:.0f} s") from None
 
 
 def _answers(path: str) -> bool:

@@ -13,12 +13,17 @@ ALPN_LINK: Final = b"sksd-link/1"
 #: On the UNIX socket of a proxy there is no ALPN: the first line says the same.
 PREAMBLE_PB: Final = ALPN_PB + b"\n"
 PREAMBLE_LINK: Final = ALPN_LINK + b"\n"
+#: Before that line the gate of a shared host writes another: this, the key of the account's tickets, `any` (or `link`
+#: where nothing but a link may follow), and the account's name, with a space between them.
+PREAMBLE_GATE: Final = b"sksd-gate/1 "
 
 #: Zeroconf service type (RFC 6763).
 SERVICE_TYPE: Final = "_sksd._tcp.local."
 
 METHOD_PASSWORD: Final = "password"
 METHOD_SSH_KEY: Final = "ssh-key"
+#: On the UNIX socket of a shared host: the account of whoever connects.
+METHOD_LOCAL: Final = "local"
 
 STARTED: Final = "started"
 STARTED_AS_GUEST: Final = "started as guest"
