@@ -341,6 +341,14 @@ class Entering(AccountCase):
             done = await self.sksd(user, "engines", "local")
             self.assertEqual((done.returncode, done.stdout), (1, ""))
             self.assertIn("does not accept", done.stderr)
+        # The daemon writes it, as the account that it goes on as.
+        audit = self.top / "state" / "daemon" / "audit.log"
+        self.assertEqual(audit.owner(), self.host.daemon_account)
+        entries = [json.loads(line) for line in audit.read_text().splitlines()]
+        for user in (self.host.ada, self.host.bob):
+            mine = {entry["event"] for entry in entries if entry.get("user") == user}
+            self.assertLessEqual({"login", "engine-started", "link-opened", "engine-ended", "logout"}, mine)
+            self.assertIn(f"this machine ({user})", [entry.get("address") for entry in entries])
 
 
 class Surviving(AccountCase):
