@@ -76,6 +76,8 @@ class UserProxy:
         self.user = user
         #: Called with each Event of the proxy: the avatars of this user.
         self.listeners: set[Callable[[messages.Event], None]] = set()
+        #: Called with each Event, whether or not anybody is logged in.
+        self.on_event: Callable[[messages.Event], None] = lambda _: None
         #: Ids of the engines that run, as far as the proxy has told.
         self.running: set[str] = set()
         self._reactor = reactor
@@ -172,6 +174,7 @@ class UserProxy:
             (self.running.discard if event.engine.state == DEAD else self.running.add)(event.engine.id)
             if len(self.running) != before:
                 self._changed()
+        self.on_event(event)
         for listener in list(self.listeners):
             listener(event)
 

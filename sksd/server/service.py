@@ -201,7 +201,7 @@ class Daemon(service.Service):
                 log_size=self._configuration.log_size,
             )
             proxy = UserProxy(self._reactor, self._gate, user, settings, self._count)
-            proxy.listeners.add(partial(self._ended, user))
+            proxy.on_event = partial(self._ended, user)
             self._proxies[user] = proxy
         return self._proxies[user]
 
