@@ -272,7 +272,7 @@ class Entering(AccountCase):
             for user, password in (
                 (ada, "wrong"), (ada, ""), (ada, self.host.password + "\0"), (ada, self.host.password + "\0x"),
                 ("", self.host.password), ("root", "x"), (self.host.daemon_account, ""), ("../etc/passwd", "x"),
-                (ada, "x" * 4096),
+                (ada, "\xe9" * 4096),
             )
         ]  # fmt: skip
         attempts += [
