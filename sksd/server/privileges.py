@@ -86,8 +86,8 @@ def check_installation(account: pwd.struct_passwd) -> None:
     for wanted in (Path(sys.executable), Path(sys.prefix), *modules):
         for path in (wanted, wanted.resolve()):
             for part in (*reversed(path.parents), path):
-                problem = _problem(part, account)
-                if problem:
+                # Of what only leads there nothing has to be listed.
+                if problem := _problem(part, account, os.X_OK if part != path else os.R_OK | os.X_OK):
                     raise NotForOthers(program=sys.executable, problem=problem, path=str(part))
     alone = [sys.executable, "-I", "-c", "import sksd.gate.gate"]
     if subprocess.run(alone, cwd="/", env={}, stderr=subprocess.DEVNULL, check=False).returncode:
@@ -95,13 +95,12 @@ def check_installation(account: pwd.struct_passwd) -> None:
         raise NotForOthers(program=sys.executable, problem=problem, path=sys.prefix)
 
 
-def _problem(path: Path, account: pwd.struct_passwd) -> str:
+def _problem(path: Path, account: pwd.struct_passwd, wanted: int) -> str:
     about = os.lstat(path)
     if about.st_uid != 0:
         return "somebody else than root could change it, who owns what is"
     if not stat.S_ISLNK(about.st_mode) and about.st_mode & 0o002 and not about.st_mode & stat.S_ISVTX:
         return "everybody could change what is"
-    wanted = os.X_OK if path.is_dir() else os.R_OK | os.X_OK
     with acting_as(account):
         if not os.access(path, wanted, effective_ids=True):
             return "other accounts cannot reach what is"

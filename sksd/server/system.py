@@ -186,7 +186,7 @@ class SystemGate:
             if said is None:
                 raise NotAllowed(problem="this connection has logged in already")
         elif method == wire.PASSWORD:
-            rhost = str(getattr(peer, "host", ""))[: wire.LONGEST_NAME]
+            rhost = "localhost" if isinstance(peer, LocalPeer) else str(getattr(peer, "host", ""))
             said, _ = await self._ask(wire.CHECK, method=method, user=user, secret=password, rhost=rhost)
         else:
             raise LoginMethod(method=method[:40], methods=wire.PASSWORD)

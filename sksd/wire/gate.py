@@ -11,8 +11,8 @@ import os
 import socket
 from typing import Any, Final
 
-#: Bytes of a message.
-LARGEST: Final = 32768
+#: Bytes of a message: a password of the longest kind takes twelve a letter in JSON.
+LARGEST: Final = 65536
 #: Letters of a password, of an account's name and of an address.
 LONGEST_SECRET: Final = 4096
 LONGEST_NAME: Final = 255

@@ -50,6 +50,16 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+def processes_of(uid: int) -> list[psutil.Process]:
+    """What runs as an account."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real == uid and process.status() != "zombie":
+                found.append(process)
+    return found
+
+
 def as_user(user: str, *command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end as that account."""
     who = pwd.getpwnam(user)
@@ -134,7 +144,9 @@ class Host:
         for name in self._names:
             with contextlib.suppress(KeyError):
                 uid = pwd.getpwnam(name).pw_uid
-                subprocess.run(["pkill", "-9", "-u", str(uid)], check=False)
+                for process in processes_of(uid):
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
                 for left in Path("/tmp").glob(f"sksd-{uid}-*"):
                     shutil.rmtree(left, ignore_errors=True)
                 subprocess.run(["userdel", "--force", name], check=False, capture_output=True)
@@ -241,12 +253,7 @@ class HostCase(unittest.TestCase):
 
     def of(self, user: str) -> list[psutil.Process]:
         """The processes of an account."""
-        uid, found = pwd.getpwnam(user).pw_uid, []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.uids().real == uid and process.status() != "zombie":
-                    found.append(process)
-        return found
+        return processes_of(pwd.getpwnam(user).pw_uid)
 
     def named(self, pattern: str) -> list[psutil.Process]:
         """The processes of this installation whose command line has the words."""

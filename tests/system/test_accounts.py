@@ -91,6 +91,21 @@ class AccountCase(HostCase):
         return self.note().pid
 
 
+    def nothing_of_roots_has_a_network_socket(self) -> None:
+        """`ps` and `ss` in one."""
+        listening = 0
+        for process in self.named("."):
+            inet = process.net_connections("inet")
+            listening += len(inet)
+            if process.uids().real == 0:
+                self.assertEqual(inet, [], process.cmdline())
+        self.assertGreater(listening, 0)
+        daemon = self.daemon_pid
+        uid = str(pwd.getpwnam(self.host.daemon_account).pw_uid)
+        self.assertEqual(about(daemon, "Uid", "Groups"), ["\t".join([uid] * 4), ""])
+        self.assertEqual(about(daemon, "CapPrm", "CapEff", "NoNewPrivs"), ["0" * 16, "0" * 16, "1"])
+
+
 class People(AccountCase):
     """Two people at once."""
 
@@ -136,20 +151,6 @@ class People(AccountCase):
         above = [(parent.uids().real, parent.cmdline()[-2:][0]) for parent in process.parents()]
         holder = next(n for n, (uid, word) in enumerate(above) if (uid, word) == (0, "sksd.gate.session"))
         self.assertEqual({uid for uid, _ in above[:holder]}, {who.pw_uid})
-
-    def nothing_of_roots_has_a_network_socket(self) -> None:
-        """`ps` and `ss` in one."""
-        listening = 0
-        for process in self.named("."):
-            inet = process.net_connections("inet")
-            listening += len(inet)
-            if process.uids().real == 0:
-                self.assertEqual(inet, [], process.cmdline())
-        self.assertGreater(listening, 0)
-        daemon = self.daemon_pid
-        uid = str(pwd.getpwnam(self.host.daemon_account).pw_uid)
-        self.assertEqual(about(daemon, "Uid", "Groups"), ["\t".join([uid] * 4), ""])
-        self.assertEqual(about(daemon, "CapPrm", "CapEff", "NoNewPrivs"), ["0" * 16, "0" * 16, "1"])
 
     def keeps_out(self, one: str, other: str, pid: int | None) -> None:
         """`one` cannot see, signal, trace or listen in on the kernel `pid` of `other`."""
@@ -272,7 +273,7 @@ class Entering(AccountCase):
             for user, password in (
                 (ada, "wrong"), (ada, ""), (ada, self.host.password + "\0"), (ada, self.host.password + "\0x"),
                 ("", self.host.password), ("root", "x"), (self.host.daemon_account, ""), ("../etc/passwd", "x"),
-                (ada, "x" * 4096),
+                (ada, "\xe9" * 4096),
             )
         ]  # fmt: skip
         attempts += [
@@ -369,6 +370,19 @@ class Surviving(AccountCase):
         self.assertIsNone(await self.link(ticket))
         here = await self.log_in(self.host.ada)
         self.assertEqual([each.pid for each in await here.engines()], [engine.pid])
+
+    async def test_twistd_in_the_background(self) -> None:
+        pid, log = self.top / "pid", self.top / "log"
+        twistd = (self.host.python, "-P", "-c", "from twisted.scripts.twistd import run; run()")
+        starting = self.run_process(*twistd, f"--pidfile={pid}", f"--logfile={log}", "sksd")
+        self.assertEqual(await starting.ended.addTimeout(LIMIT, reactor), 0, starting.output)
+        await until(lambda: (self.top / "run" / "daemon.json").exists(), "the daemon listens")
+        self.assertEqual((await self.log_in(self.host.ada)).user, self.host.ada)
+        self.nothing_of_roots_has_a_network_socket()
+        daemon = psutil.Process(self.daemon_pid)
+        daemon.terminate()
+        await until(lambda: not self.named("twistd|sksd.gate "), "both end")
+        self.assertNotIn("Traceback", log.read_text())
 
     async def test_gate_is_killed(self) -> None:
         daemon = await self.start()
