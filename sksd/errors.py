@@ -119,6 +119,34 @@ class AlreadyRunning(SksdError):
     code = "already-running"
 
 
+class NeedsRoot(ConfigurationError):
+    """{file}, line {line}: mode = system serves all accounts of this machine, and only root can start it: start it as
+    root, or say mode = user."""
+
+    code = "needs-root"
+
+
+class NoRunAs(ConfigurationError):
+    """{file}, line {line}: there is no account {account} (or it is root) for the daemon to run as: make it with
+    `useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin {account}`, or name another
+    with run_as."""
+
+    code = "no-run-as"
+
+
+class NotForOthers(SksdError):
+    """mode = system cannot be started with {program}: {problem} at {path}. Install sksd where every account can read
+    it and only root can write, as with `python3 -m venv /opt/sksd`, and start it from there."""
+
+    code = "not-for-others"
+
+
+class NoPAM(SksdError):
+    """mode = system needs PAM, and this machine has no libpam: install it (libpam0g, or pam)."""
+
+    code = "no-pam"
+
+
 # -- finding and trusting a host --------------------------------------------------------------------------------
 
 
@@ -136,7 +164,8 @@ class NoSuchHost(SksdError):
 
 
 class NoLocalDaemon(SksdError):
-    """No sksd daemon of yours runs on this machine: start one with `sksd serve`, or `twistd -y sksd.tac`."""
+    """No sksd daemon of yours runs on this machine, and none for everybody: start one with `sksd serve`, or
+    `twistd -y sksd.tac`."""
 
     code = "no-local-daemon"
 
@@ -220,6 +249,17 @@ class TooManyConnections(SksdError):
     """You have {limit} connections to {host} already, as many as it takes: close some."""
 
     code = "too-many-connections"
+class AccountRefused(SksdError):
+    """{host} knows you, but does not let {user} in: {problem}."""
+
+    code = "account-refused"
+
+
+class GateGone(SksdError):
+    """{host} can let nobody in just now, because a part of its daemon has ended ({problem}): try again in a moment,
+    or tell its administrator."""
+
+    code = "gate-gone"
 
 
 class LoginMethod(SksdError):

@@ -5,6 +5,7 @@ The XDG base directory specification; every folder is made with mode 0700 and mu
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -12,11 +13,15 @@ import stat
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from sksd.errors import CannotWrite
 
 #: A UNIX socket's path is at most 107 bytes (sun_path); this leaves room for `/e/<10 letters>/k-65535`.
 _LONGEST_RUNTIME = 72
+
+#: Bytes of a log of a process of ours; a longer one is put aside when another is started, as NAME.log.1.
+LOG_LIMIT: Final = 1024 * 1024
 
 
 def home() -> Path:
@@ -47,12 +52,12 @@ def cache() -> Path:
 
 def runtime() -> Path:
     """Sockets: $XDG_RUNTIME_DIR/sksd, or a folder under /tmp where that is not set or too long for a socket."""
-    wanted = _xdg("XDG_RUNTIME_DIR", Path(f"/run/user/{os.getuid()}"))
+    wanted = _xdg("XDG_RUNTIME_DIR", Path(f"/run/user/{os.geteuid()}"))
     if os.path.isdir(wanted.parent) and os.access(wanted.parent, os.W_OK) and len(str(wanted)) <= _LONGEST_RUNTIME:
         return wanted
     # Another home, or another runtime folder, is another instance: it must not meet this one's sockets.
     distinct = hashlib.sha256(f"{wanted}\0{state()}".encode()).hexdigest()[:8]
-    return Path(f"/tmp/sksd-{os.getuid()}-{distinct}")
+    return Path(f"/tmp/sksd-{os.geteuid()}-{distinct}")
 
 
 def private(folder: Path) -> Path:
@@ -63,7 +68,7 @@ def private(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = os.lstat(folder)
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
             raise CannotWrite(host="this machine", path=str(folder), problem="it is not a folder of yours")
         if about.st_mode & 0o077:
             os.chmod(folder, 0o700)
@@ -95,7 +100,7 @@ def read_private(path: Path, most: int) -> bytes:
     # O_NONBLOCK: not to be held up by a FIFO in the place of the file.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
         about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o022:
             raise PermissionError(errno.EPERM, "it is not a private file of yours", str(path))
         return file.read(most)
 
@@ -103,6 +108,26 @@ def read_private(path: Path, most: int) -> bytes:
 def daemon_note() -> Path:
     """Where the caller's daemon says how to reach it (a JSON object, `sksd.wire.local`)."""
     return runtime() / "daemon.json"
+
+
+def system_state() -> Path:
+    """Root's part of the state of a shared host's daemon: two closed folders, the gate's and the daemon's."""
+    return Path(os.environ.get("SKSD_SYSTEM_STATE") or "/var/lib/sksd")
+
+
+def system_runtime() -> Path:
+    """Where the daemon of a shared host leaves its note and listens for this machine; only root writes there."""
+    return Path(os.environ.get("SKSD_SYSTEM_RUNTIME") or "/run/sksd")
+
+
+def system_note() -> Path:
+    """As `daemon_note`, of a shared host's daemon."""
+    return system_runtime() / "daemon.json"
+
+
+def system_socket() -> Path:
+    """Where a shared host's daemon takes people of the same machine without a password."""
+    return system_runtime() / "sksd.sock"
 
 
 def token() -> Path:
@@ -118,6 +143,19 @@ def proxy_socket() -> Path:
 def keeper_socket() -> Path:
     """Where the caller's keeper listens."""
     return runtime() / "keeper.sock"
+
+
+def open_log(name: str) -> tuple[Path, int]:
+    """A log of the caller's processes called `name`, open for appending (0600); one that has grown long is put aside.
+    Raises CannotWrite."""
+    path = private(state()) / f"{name}.log"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > LOG_LIMIT:
+                os.replace(path, path.with_suffix(".log.1"))
+        return path, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotWrite(host="this machine", path=str(path), problem=error.strerror or str(error)) from None
 
 
 def executables() -> Path:

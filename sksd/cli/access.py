@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from twisted.internet import threads
 
@@ -18,7 +19,7 @@ from sksd.client.hosts import LOOKUP, Target, target
 from sksd.client.session import Connection, Session, connect
 from sksd.client.sshkeys import Signer
 from sksd.errors import LoginMethod, NoKeyring, NoPassword, SshKeyRefused, SshKeyUnusable
-from sksd.wire.names import METHOD_SSH_KEY
+from sksd.wire.names import METHOD_LOCAL, METHOD_SSH_KEY
 
 #: The service under which passwords are in the keyring; the account is `USER@HOST`.
 SERVICE = "sksd"
@@ -49,6 +50,11 @@ def account(access: Access, host: Target) -> str:
     if access.user is not None:
         return access.user
     return "" if host.own else getpass.getuser()
+
+
+def is_known(access: Access, host: Any) -> bool:
+    """Whether the host knows by itself who this is: the daemon of this machine, unless for another account."""
+    return bool(host.socket) and not access.guest and access.user in (None, getpass.getuser())
 
 
 def given_password(access: Access, host: Target) -> str | None:
@@ -165,9 +171,11 @@ async def session_on(scope: Scope, access: Access) -> AsyncIterator[Session]:
     """Logged in on the host, for as long as the block lasts; engines go on afterwards."""
     host = await reach(scope, access)
     user = account(access, host)
-    password = given_password(access, host)
-    if password is None and access.ssh_key is None and not access.guest:
-        password = kept_password(user, host)
+    password: str | None = ""
+    if not access.guest and not is_known(access, host):
+        password = given_password(access, host)
+        if password is None and access.ssh_key is None:
+            password = kept_password(user, host)
     connection, session, _ = await enter(scope, access, host, user, password)
     try:
         yield session
@@ -177,6 +185,8 @@ async def session_on(scope: Scope, access: Access) -> AsyncIterator[Session]:
 
 async def log_in(scope: Scope, access: Access, connection: Connection, user: str, password: str) -> Session:
     """Log in, with a clear refusal where guests are not taken."""
+    if is_known(access, connection.route):
+        return await connection.login(user, "", METHOD_LOCAL)
     if access.guest:
         if _METHOD_GUEST not in connection.welcome.methods:
             offered = ", ".join(connection.welcome.methods) or "nothing"

@@ -28,11 +28,11 @@ def command(output: Output, access: options.Access, forget: bool) -> None:
             output.document({"host": host.name, "user": user, "stored": False})
             output.say(f"Forgot the password for {host.name}." if had else f"No password is kept for {host.name}.")
             return
-        password = logins.given_password(access, host)
+        password = "" if logins.is_known(access, host) else logins.given_password(access, host)
         connection, session, used = await logins.enter(scope, access, host, user, password)
         await finished(connection.close())
         # The token in its file is all that the daemon of this very user needs.
-        store = used is not None and not host.own and not access.guest
+        store = bool(used) and not host.own and not access.guest
         if store:
             logins.keep_password(user, host, used)
         output.document({"host": host.name, "user": session.user, "stored": store})

@@ -21,8 +21,6 @@ from sksd.wire.local import Note, read_note
 LOCAL: Final = "local"
 #: Seconds to look for a name on the network.
 LOOKUP: Final = 3.0
-#: Where the daemon of a shared host leaves its note.
-SYSTEM_NOTE: Final = Path("/run/sksd/daemon.json")
 #: Letters of a name: more cannot be announced, nor be a host name.
 _LONGEST: Final = 255
 #: What follows the last colon of ADDRESS:PORT; a pretty name may have a colon with a space after it.
@@ -95,7 +93,8 @@ class Target:
     """One host that can be reached: the `Route` of a session and of its links.
 
     `name` is what the person called it, `key` its name in the known hosts. `own`: the daemon of this very user on
-    this machine, which takes the local token. With `ca` the certificate must come from there and be for
+    this machine, which takes the local token. `socket`: that of this machine's shared daemon, which knows who
+    connects. With `ca` the certificate must come from there and be for
     `certificate_name`.
     """
 
@@ -110,6 +109,7 @@ class Target:
     pretty: str = ""
     own: bool = False
     client: tls.ClientFiles | None = None
+    socket: str = ""
 
     def creator(self, alpn: bytes) -> tls.Creator:
         """TLS for one connection; raises KnownHostsBroken, CertificateRefused or ClientCertificateUnusable."""
@@ -134,18 +134,21 @@ def local_target() -> Target:
     if note is None:
         raise NoLocalDaemon()
     known = FromNote(fingerprint=note.fingerprint)
-    return Target(LOCAL, note.address, note.port, LOCAL, known, pretty=note.name, own=own)
+    return Target(LOCAL, note.address, note.port, LOCAL, known, pretty=note.name, own=own, socket=note.socket)
 
 
-def _system_note(path: Path = SYSTEM_NOTE) -> Note | None:
+def _system_note() -> Note | None:
     """The note of the system's daemon, which belongs to root and which nobody else can write."""
     import msgspec
 
+    path = paths.system_note()
     try:
         about = os.stat(path)
         if about.st_uid != 0 or about.st_mode & 0o022:
             return None
-        return msgspec.json.decode(path.read_bytes(), type=Note)
+        note = msgspec.json.decode(path.read_bytes(), type=Note)
+        # It cannot take the note away: root's folder is none of its business any more.
+        return note if os.path.exists(f"/proc/{note.pid}") else None
     except (OSError, msgspec.MsgspecError):
         return None
 

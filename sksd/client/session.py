@@ -34,11 +34,13 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 
 class Route(Protocol):
-    """How to reach one host (`sksd.client.hosts.Target` is one)."""
+    """How to reach one host (`sksd.client.hosts.Target` is one). `socket`: the path of a UNIX socket, used in place
+    of address and port unless empty."""
 
     name: str
     address: str
     port: int
+    socket: str
 
     def creator(self, alpn: bytes) -> Creator:
         """TLS for one connection; raises KnownHostsBroken or CertificateRefused."""
@@ -48,6 +50,12 @@ async def _open(reactor: Any, route: Route, alpn: bytes, build: Callable[[], P],
     """TCP and TLS to `route`; returns `build()` once the handshake is over. Raises Unreachable, TimedOut and the
     errors of the certificate."""
     creator = route.creator(alpn)
+    place = route.socket or f"{route.address}:{route.port}"
+    where: Any
+    if route.socket:
+        where = endpoints.UNIXClientEndpoint(reactor, route.socket, timeout=timeout)
+    else:
+        where = endpoints.HostnameEndpoint(reactor, route.address, route.port, timeout=timeout)
     shaken: defer.Deferred[P] = defer.Deferred()
 
     def choose(_: bytes | None) -> protocol.Protocol | None:
@@ -65,10 +73,7 @@ async def _open(reactor: Any, route: Route, alpn: bytes, build: Callable[[], P],
 
     factory = protocol.Factory.forProtocol(lambda: AfterHandshake(choose, lost))
     factory.noisy = False
-    place = f"{route.address}:{route.port}"
-    endpoint = endpoints.wrapClientTLS(
-        cast(Any, creator), endpoints.HostnameEndpoint(reactor, route.address, route.port, timeout=timeout)
-    )
+    endpoint = endpoints.wrapClientTLS(cast(Any, creator), where)
     try:
         connected = await endpoint.connect(factory)
     except error.ConnectError as failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,9 @@ from sksd.proxy.root import Listeners, ProxyRoot  # noqa: E402
 from sksd.proxy.spin_up import SpinningUp  # noqa: E402
 from sksd.wire.broker import BrokerFactory, LimitedBroker  # noqa: E402
 from sksd.wire.messages import Settings  # noqa: E402
-from sksd.wire.names import PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
+from sksd.wire.names import PREAMBLE_GATE, PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
 from sksd.wire.resident import Build, Entrance, Resident, run  # noqa: E402
+from sksd.wire.tickets import Tickets  # noqa: E402
 
 log = Logger()
 
@@ -40,7 +42,7 @@ class Proxy:
         self.spinning = SpinningUp(self.keeper, activations, login, sys.prefix)
         self.brokers = BrokerFactory()
         entrances: dict[bytes, Build] = {PREAMBLE_PB: self._broker, PREAMBLE_LINK: partial(HandOver, self.keeper)}
-        self.resident = Resident(reactor, entrances, lambda: False)
+        self.resident = Resident(reactor, entrances, lambda: False, prologue=PREAMBLE_GATE)
         # Soon it will be needed, and it takes its time.
         reactor.callWhenRunning(lambda: defer.ensureDeferred(self._begin()))
 
@@ -50,10 +52,20 @@ class Proxy:
         except SksdError as error:
             log.error("{why}", why=str(error))
 
-    def _broker(self, _: Entrance) -> LimitedBroker:
-        """For a daemon's connection. Whoever can open the socket is this user, or root: no login."""
+    def _broker(self, entrance: Entrance) -> LimitedBroker:
+        """For a daemon's connection. Whoever can open the socket is this user, or root: no login.
+
+        A gate's line may have come before, with the key that tickets are made with (docs/protocol.md); where it says
+        that a link must follow, nothing is here.
+        """
         broker = self.brokers.build(False, trusted=True)
-        root = ProxyRoot(self.spinning, self.keeper, self._set, self.listeners.add, os.getpid())
+        ticket: Callable[[str], str] = lambda _: ""  # noqa: E731
+        if entrance.prologue:
+            key, only, user = entrance.prologue.split(" ", 2)
+            ticket = partial(Tickets(key).issue, user)
+            if only == "link":
+                return broker
+        root = ProxyRoot(self.spinning, self.keeper, self._set, self.listeners.add, os.getpid(), ticket)
         broker.setNameForLocal("root", root)
         return broker
 

@@ -20,7 +20,8 @@ _MARGIN: Final = 25.0
 
 
 class ProxyRoot(Remote):
-    """One daemon's connection. `configure` takes what its configuration says, `listen` who is told of events.
+    """One daemon's connection. `configure` takes what its configuration says, `listen` who is told of events;
+    `ticket` makes an engine's ticket, or nothing where the daemon does that itself.
 
     What concerns an engine that runs goes on to the keeper.
     """
@@ -32,12 +33,14 @@ class ProxyRoot(Remote):
         configure: Callable[[messages.Settings], Awaitable[None]],
         listen: Callable[[pb.RemoteReference], None],
         pid: int,
+        ticket: Callable[[str], str],
     ) -> None:
         self._spinning = spinning
         self._keeper = keeper
         self._configure = configure
         self._listen = listen
         self._pid = pid
+        self._ticket = ticket
 
     async def remote_settings(self, request: dict[str, Any], listener: pb.RemoteReference) -> messages.ProxyInfo:
         """The first call: what the configuration says. `listener` is told of events from then on."""
@@ -61,7 +64,10 @@ class ProxyRoot(Remote):
             if observer is not None:
                 tell(observer, "progress", messages.Progress(step=step, message=message))
 
-        return await self._spinning.spin_up(wish, progress)
+        outcome = await self._spinning.spin_up(wish, progress)
+        if outcome.ticket is not None:
+            outcome.ticket.ticket = self._ticket(outcome.ticket.engine)
+        return outcome
 
     async def remote_engines(self, request: dict[str, Any]) -> messages.Engines:
         """All engines, oldest first."""
@@ -90,8 +96,11 @@ class ProxyRoot(Remote):
         return await self._keeper.call("log", messages.read(messages.LogQuery, request), messages.LogPage)
 
     async def remote_ticket(self, request: dict[str, Any]) -> messages.Ticket:
-        """What a link's local end needs to know; the daemon puts the ticket itself in."""
-        return await self._keeper.call("ticket", messages.read(messages.EngineQuery, request), messages.Ticket)
+        """What a link's local end needs to know."""
+        query = messages.read(messages.EngineQuery, request)
+        ticket = await self._keeper.call("ticket", query, messages.Ticket)
+        ticket.ticket = self._ticket(ticket.engine)
+        return ticket
 
 
 class Listeners:

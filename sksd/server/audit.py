@@ -20,7 +20,6 @@ import msgspec
 from attrs import Factory, define
 from twisted.logger import Logger
 
-from sksd import paths
 from sksd.server.throttle import group
 
 log = Logger()
@@ -125,14 +124,14 @@ def _field(name: str, value: str) -> bytes:
     return name.encode("ascii") + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
 
 
-def sink(where: str) -> Sink:
-    """The place that the key `audit` names: `auto` is journald where there is one, else the file in the state
-    folder. Called at the daemon's start."""
+def sink(where: str, state: Path) -> Sink:
+    """The place that the key `audit` names: `auto` is journald where there is one, else audit.log in the folder
+    `state`. Called at the daemon's start."""
     if where == "no":
         return Nowhere()
     if where == "journal" or (where == "auto" and os.path.exists(JOURNAL)):
         return Journal()
-    return File(paths.state() / "audit.log")
+    return File(state / "audit.log")
 
 
 @define

@@ -37,8 +37,8 @@ class Observer(Remote):
 class Avatar(Remote):
     """One login of one person. Logging out detaches; it never ends an engine.
 
-    `describe(user)` makes the answer to `host`; `room` is the host's; `ticket(user, engine)` makes a link's ticket;
-    `record(event, **fields)` writes the audit log of this login.
+    `describe(user)` makes the answer to `host`; `room` is the host's; `ticket(user, engine)` makes a link's ticket,
+    where the proxy did not. `over(user)` is told when the login is; `record(event, **fields)` writes its audit log.
     """
 
     def __init__(
@@ -49,9 +49,11 @@ class Avatar(Remote):
         describe: Callable[[str], messages.Host],
         room: Room,
         ticket: Callable[[str, str], str],
+        over: Callable[[str], None],
         record: Callable[..., None],
     ) -> None:
         self.user = user
+        self._over = over
         self._record = record
         self._mind = mind
         self._proxy = proxy
@@ -64,6 +66,7 @@ class Avatar(Remote):
         """Called when the connection is gone."""
         self._proxy.listeners.discard(self._event)
         self._mind = None
+        self._over(self.user)
 
     def _event(self, event: messages.Event) -> None:
         if self._mind is not None:
@@ -99,7 +102,7 @@ class Avatar(Remote):
             )
         if outcome.engine is not None:
             self._record("engine-started", engine=outcome.engine.id, environment=outcome.engine.prefix)
-        if outcome.ticket is not None:
+        if outcome.ticket is not None and not outcome.ticket.ticket:
             outcome.ticket.ticket = self._ticket(self.user, outcome.ticket.engine)
         return outcome
 
@@ -165,7 +168,7 @@ class EngineReference(Remote):
         """What opens a link to this engine."""
         query = self._query(request, messages.EngineQuery)
         ticket = await self._proxy.call("ticket", query, messages.Ticket)
-        ticket.ticket = self._ticket(self._user, self._engine)
+        ticket.ticket = ticket.ticket or self._ticket(self._user, self._engine)
         return ticket
 
 

@@ -28,7 +28,7 @@ SYSTEM_FILE: Final = Path("/etc/sksd/sksd.conf")
 #: Bytes of a configuration file.
 LARGEST_FILE: Final = 1024 * 1024
 
-_SUFFIXES: Final = {"": 1, "K": 1024, "M": 1024 * 1024}
+_SUFFIXES: Final = {"": 1, "K": 1024, "M": 1024 * 1024, "G": 1024**3}
 #: What no line of text holds: C0 without tab, line feed and carriage return, DEL, C1.
 _BINARY: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -59,10 +59,8 @@ def _switch(text: str, machine: Machine) -> bool:
 
 
 def _mode(text: str, machine: Machine) -> str:
-    if text == "system":
-        raise ValueError("this version of sksd serves only the user who starts it: mode must be user")
-    if text != "user":
-        raise ValueError("it must be user")
+    if text not in ("user", "system"):
+        raise ValueError("it must be user or system")
     return text
 
 
@@ -70,6 +68,19 @@ def _audit(text: str, machine: Machine) -> str:
     if text not in ("auto", "journal", "file", "no"):
         raise ValueError("it must be auto, journal, file or no")
     return text
+
+
+def _account(text: str, machine: Machine) -> str:
+    if not re.fullmatch(r"[^\s:/,]{1,32}", text):
+        raise ValueError("it must be the name of an account")
+    return text
+
+
+def _limit(text: str, machine: Machine) -> int | None:
+    found = re.fullmatch(r"([0-9]{1,12}) ?([KMG]?)B?", text.upper())
+    if text and (found is None or not int(found[1])):
+        raise ValueError("it must be a number, with K, M or G behind it for more, or empty")
+    return int(found[1]) * _SUFFIXES[found[2]] if found else None
 
 
 def _line(text: str, machine: Machine) -> str:
@@ -163,7 +174,11 @@ class Key:
 
 
 KEYS: Final = (
-    Key("sksd", "mode", _mode, "user", "Whom the daemon serves. In this version only the user who starts it."),
+    Key(
+        "sksd", "mode", _mode, "user", "Whom the daemon serves: the user who starts it, or all accounts."
+    ),
+    Key("sksd", "run_as", _account, "_sksd", "With mode = system, whom the part that reads the network runs as."),
+    Key("sksd", "allow_root", _switch, "no", "With mode = system, whether root may log in."),
     Key("sksd", "enable", _switch, "yes", "`no`: the daemon refuses to start."),
     Key("sksd", "name", _pretty, "", "The name under which people find this host. Empty: the machine's name."),
     Key("sksd", "description", _line, "", "One line about this host, for people."),
@@ -194,6 +209,9 @@ KEYS: Final = (
     Key("kernels", "log_size", _size, "1M", "How much of what each kernel's process writes is kept in its log."),
     Key("kernels", "journal_size", _large_size, "256M", "How much of what each kernel has said is kept on disk."),
     Key("kernels", "buffer_size", _large_size, "1024M", "How much may wait on disk for a front end that is cut."),
+    Key("limits", "memory", _limit, "", "With mode = system, bytes of address space of each process. Empty: any."),
+    Key("limits", "processes", _limit, "", "With mode = system, processes and threads of each user. Empty: any."),
+    Key("limits", "open_files", _limit, "", "With mode = system, open files of each process. Empty: any."),
     Key(
         "environments",
         "exclude_environments",
@@ -220,8 +238,11 @@ class Configuration:
     """What the daemon was told. `file` is None when there was none; `lines` says where each given key
     stands."""
 
-    #: `user`, always, in this version.
+    #: `user` or `system`.
     mode: str
+    #: The account's name, which need not exist.
+    run_as: str
+    allow_root: bool
     enable: bool
     #: Pretty name, never empty.
     name: str
@@ -245,6 +266,10 @@ class Configuration:
     log_size: int
     journal_size: int
     buffer_size: int
+    #: setrlimit(2)'s RLIMIT_AS, RLIMIT_NPROC and RLIMIT_NOFILE, or None.
+    memory: int | None
+    processes: int | None
+    open_files: int | None
     #: fnmatch patterns of names.
     exclude_environments: tuple[str, ...]
     #: Absolute folders, or glob patterns of folders.

@@ -103,11 +103,15 @@ class Connections:
 
 
 class Visit:
-    """One connection, from its first byte to its end. `address` and `port` are the peer's."""
+    """One connection, from its first byte to its end. `address` and `port` are the peer's, `peer` is the transport's
+    address as it is."""
 
-    def __init__(self, connections: Connections, address: str, port: int) -> None:
+    def __init__(
+        self, connections: Connections, address: str, port: int, peer: interfaces.IAddress | None = None
+    ) -> None:
         self.address = address
         self.port = port
+        self.peer = peer
         self._connections = connections
         self._deadline: Any = None
         self._budget: int | None = STRANGER_BYTES
@@ -185,7 +189,7 @@ class DoorFactory(protocol.Factory):
         address, port = str(getattr(addr, "host", "")), int(getattr(addr, "port", 0))
         if not self._connections.room(address):
             return None
-        return _Visitor(self, Visit(self._connections, address, port))
+        return _Visitor(self, Visit(self._connections, address, port, addr))
 
     def build(self, negotiated: bytes | None, visit: Visit) -> protocol.Protocol | None:
         """The protocol that ALPN asked for."""

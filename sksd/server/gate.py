@@ -5,10 +5,12 @@ from __future__ import annotations
 import hmac
 import os
 import pwd
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from twisted.internet import endpoints
+from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -18,6 +20,7 @@ from sksd.interfaces import IGate
 from sksd.server import token
 from sksd.wire import authorized_keys, reaching, sshkey
 from sksd.wire.names import METHOD_PASSWORD, METHOD_SSH_KEY
+from sksd.wire.tickets import Tickets
 
 log = Logger()
 
@@ -39,20 +42,29 @@ class UserGate:
     guessable = False
 
     def __init__(
-        self, reactor: Any, own_token: str, environ: dict[str, str] | None = None, ssh_keys: bool = True
+        self,
+        reactor: Any,
+        own_token: str,
+        tickets: Tickets,
+        environ: dict[str, str] | None = None,
+        ssh_keys: bool = True,
     ) -> None:
         self._ssh_keys = ssh_keys
         self._reactor = reactor
         self._token = own_token
+        self._tickets = tickets
         self._environ = dict(os.environ if environ is None else environ)
-        self.user = account()
+        self.own_user = account()
+
+    def begin(self, door: Any, gone: Callable[[], None]) -> None:
+        """Nothing: this gate has no privileges beyond the user's, and ends with the daemon."""
 
     def methods(self) -> list[str]:
         """The token, given as a password, and SSH keys where the account has any."""
         keys = self._ssh_keys and authorized_keys.place(paths.home()).exists()
         return [METHOD_PASSWORD, METHOD_SSH_KEY] if keys else [METHOD_PASSWORD]
 
-    async def check(self, method: str, user: str, password: str) -> str:
+    async def check(self, method: str, user: str, password: str, peer: IAddress | None) -> str:
         """The account of this daemon, for its token or an SSH key; an empty user means that account."""
         if method not in (methods := self.methods()):
             raise LoginMethod(method=method[:40], methods=", ".join(methods))
@@ -62,10 +74,21 @@ class UserGate:
             right = authorized_keys.admits(paths.home(), user, attempt)
         else:
             right = token.matches(password, self._token)
-        known = hmac.compare_digest(user.encode(), self.user.encode()) or not user
+        known = hmac.compare_digest(user.encode(), self.own_user.encode()) or not user
         if not (right and known):
             raise LoginRefused()
-        return self.user
+        return self.own_user
+
+    def leave(self, user: str) -> None:
+        """Nothing: the proxy is the daemon's own user's."""
+
+    def ticket(self, user: str, engine: str) -> str:
+        """Signed with the daemon's secret."""
+        return self._tickets.issue(user, engine)
+
+    async def admit(self, ticket: str) -> tuple[str, str, None]:
+        """What the ticket says, if it is the daemon's own."""
+        return (*self._tickets.check(ticket), None)
 
     async def endpoint(self, user: str) -> endpoints.UNIXClientEndpoint:
         """The running proxy's socket; starts one where none answers."""
@@ -73,5 +96,5 @@ class UserGate:
         paths.private(paths.runtime())
         path = paths.proxy_socket()
         if not reaching.answers(path):
-            await reaching.start(self._reactor, "sksd.proxy", self.user, self._environ)
+            await reaching.start(self._reactor, "sksd.proxy", self.own_user, self._environ)
         return endpoints.UNIXClientEndpoint(self._reactor, str(path), timeout=10)

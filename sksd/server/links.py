@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -20,25 +20,25 @@ from sksd.wire.names import PREAMBLE_LINK
 
 log = Logger()
 
+Reach = Callable[[], Awaitable[IStreamClientEndpoint]]
+
 
 class LinkDoor(protocol.Protocol):
     """The client's end of a link in the daemon.
 
-    `check(ticket)` answers (user, engine) or raises TicketRefused; `reach(user)` answers the endpoint of the user's
-    proxy; `visit` is told once the ticket was good.
+    `admit(ticket)` answers the user, the engine, and what to call for the endpoint of its proxy, or raises
+    TicketRefused; `visit` is told once the ticket was good.
     """
 
     transport: Any
 
     def __init__(
         self,
-        check: Callable[[str], tuple[str, str]],
-        reach: Callable[[str], Any],
+        admit: Callable[[str], Awaitable[tuple[str, str, Reach]]],
         visit: Visit,
         audit: Audit,
     ) -> None:
-        self._check = check
-        self._reach = reach
+        self._admit = admit
         self._visit = visit
         self._record = partial(audit.record, address=visit.address, port=visit.port)
         self._opened: dict[str, str] | None = None
@@ -64,21 +64,26 @@ class LinkDoor(protocol.Protocol):
                 return
             hello, self._waiting = found
             self._first = None
-            user, engine = self._check(hello.ticket)
+        except SksdError as error:
+            self._denied(error)
+            return
+        # Until the proxy is reached nothing more is taken from the client, so what waits stays small.
+        self.transport.pauseProducing()
+        joined = defer.ensureDeferred(self._join(hello))
+        joined.addErrback(self._failed)
+
+    async def _join(self, hello: Hello) -> None:
+        try:
+            user, engine, reach = await self._admit(hello.ticket)
             self._visit.welcome(user)
         except SksdError as error:
-            self._record("link-refused", reason=error.code)
-            self._refuse(error)
+            self._denied(error)
+            return
+        if self._gone:
             return
         self._opened = {"user": user, "engine": engine}
         self._record("link-opened", **self._opened)
-        # Until the proxy is reached nothing more is taken from the client, so what waits stays small.
-        self.transport.pauseProducing()
-        joined = defer.ensureDeferred(self._join(user, engine, hello))
-        joined.addErrback(self._failed)
-
-    async def _join(self, user: str, engine: str, hello: Hello) -> None:
-        endpoint: IStreamClientEndpoint = await self._reach(user)
+        endpoint = await reach()
         factory = protocol.Factory.forProtocol(lambda: _ProxyEnd(self))
         factory.noisy = False
         end: Any = await endpoint.connect(factory)
@@ -93,6 +98,10 @@ class LinkDoor(protocol.Protocol):
         end.transport.registerProducer(self.transport, True)
         self.transport.registerProducer(end.transport, True)
         self.transport.resumeProducing()
+
+    def _denied(self, error: SksdError) -> None:
+        self._record("link-refused", reason=error.code)
+        self._refuse(error)
 
     def _failed(self, failure: Failure) -> None:
         error = failure.value

@@ -7,17 +7,21 @@ import contextlib
 import errno
 import ipaddress
 import socket
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 from sksd import paths
 from sksd.errors import CannotListen, PortBusy
 from sksd.server.configuration import Configuration
 
 
-def bind(configuration: Configuration) -> socket.socket:
+def bind(
+    configuration: Configuration, state: Path, owner: AbstractContextManager[None] | None = None
+) -> socket.socket:
     """A listening socket as the configuration asks for; raises PortBusy or CannotListen.
 
     Without a configured port it is the one of the last time, if that is free, else another: clients that remember
-    the port find the daemon again.
+    the port find the daemon again. The last one is kept in `state`, which is looked at as `owner`.
     """
     if configuration.port:
         try:
@@ -27,18 +31,20 @@ def bind(configuration: Configuration) -> socket.socket:
                 line = configuration.line("sksd", "port")
                 raise PortBusy(file=str(configuration.file), line=line, port=configuration.port) from None
             raise _cannot(configuration, error) from None
+    with owner or contextlib.nullcontext():
+        try:
+            return _chosen(configuration, state / "port")
+        except OSError as error:
+            raise _cannot(configuration, error) from None
+
+
+def _chosen(configuration: Configuration, kept: Path) -> socket.socket:
     with contextlib.suppress(OSError, ValueError, OverflowError):
-        return _remembered(_bind(configuration.listen, int((paths.state() / "port").read_text())))
-    try:
-        return _remembered(_bind(configuration.listen, 0))
-    except OSError as error:
-        raise _cannot(configuration, error) from None
-
-
-def _remembered(bound: socket.socket) -> socket.socket:
+        return _bind(configuration.listen, int(kept.read_text()))
+    bound = _bind(configuration.listen, 0)
     # Only a convenience: a full disk must not keep the daemon from starting.
     with contextlib.suppress(OSError):
-        paths.write_private(paths.state() / "port", str(bound.getsockname()[1]).encode())
+        paths.write_private(kept, str(bound.getsockname()[1]).encode())
     return bound
 
 

@@ -12,6 +12,7 @@ import msgspec
 from attrs import frozen
 from twisted.cred import checkers, credentials, portal
 from twisted.internet import defer, task
+from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from twisted.spread import pb
 from zope.interface import Interface, implementer
@@ -42,11 +43,12 @@ class IMethodCredentials(credentials.ICredentials):
 @implementer(IMethodCredentials)
 @frozen
 class MethodCredentials:
-    """What a `Login` brought. The secret never shows in a repr."""
+    """What a `Login` brought, and from where. The secret never shows in a repr."""
 
     method: str
     user: str
     password: str
+    peer: IAddress | None = None
 
     def __repr__(self) -> str:
         return f"MethodCredentials({self.method!r}, {self.user!r})"
@@ -64,7 +66,7 @@ class GateChecker:
     def requestAvatarId(self, credentials: Any) -> defer.Deferred[Any]:
         """Fires with the account's name, or fails with LoginRefused."""
         given: MethodCredentials = credentials
-        return defer.ensureDeferred(self._gate.check(given.method, given.user, given.password))
+        return defer.ensureDeferred(self._gate.check(given.method, given.user, given.password, given.peer))
 
 
 @frozen
@@ -140,7 +142,7 @@ class LoginRoot(Remote):
     async def _login(
         self, login: messages.Login, mind: pb.RemoteReference | None
     ) -> tuple[messages.LoggedIn, Remote]:
-        given = MethodCredentials(login.method, login.user, self._secret(login))
+        given = MethodCredentials(login.method, login.user, self._secret(login), self._visit.peer)
         identity = secrets.token_hex(8)
         record = partial(
             self._audit.record, login=identity, user=login.user, address=self._visit.address, method=login.method

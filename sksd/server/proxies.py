@@ -26,6 +26,8 @@ log = Logger()
 FIRST_CALL: Final = 15.0
 #: Seconds before each attempt to have a proxy again for engines whose proxy was lost.
 AGAIN: Final = (0.0, 0.5, 2.0, 10.0)
+#: Seconds a proxy without engines is held on a shared host after its user's last login is over.
+LET_GO: Final = 60.0
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -48,6 +50,8 @@ class UserProxy:
         self.user = user
         #: Called with each Event of the proxy: the avatars of this user.
         self.listeners: set[Callable[[messages.Event], None]] = set()
+        #: Called with each Event, whether or not anybody is logged in.
+        self.on_event: Callable[[messages.Event], None] = lambda _: None
         #: Ids of the engines that run, as far as the proxy has told.
         self.running: set[str] = set()
         self._reactor = reactor
@@ -57,6 +61,8 @@ class UserProxy:
         self._root: pb.RemoteReference | None = None
         self._reaching: list[defer.Deferred[None]] | None = None
         self._stopping = False
+        self._resting = False
+        self._letting_go: Any = None
         self._caller = Caller(reactor, "the host", gone=ProxyLost, user=user)
 
     async def call(
@@ -135,7 +141,26 @@ class UserProxy:
     def disconnect(self) -> None:
         """Called when the daemon stops; a proxy without engines then ends by itself."""
         self._stopping = True
+        if self._letting_go is not None:
+            self._letting_go.cancel()
+            self._letting_go = None
         if self._root is not None:
+            self._broker.transport.loseConnection()
+
+    def rest(self) -> None:
+        """Called on a shared host when a login is over: a proxy that nobody needs is let go of, and then ends."""
+        self._resting = True
+        if self._unneeded() and self._letting_go is None:
+            self._letting_go = self._reactor.callLater(LET_GO, self._let_go)
+
+    def _unneeded(self) -> bool:
+        return self._root is not None and not self.listeners and not self.running
+
+    def _let_go(self) -> None:
+        self._letting_go = None
+        if self._unneeded():
+            self._root = None
+            self._broker.dontNotifyOnDisconnect(self._lost)
             self._broker.transport.loseConnection()
 
     def _told(self, event: messages.Event) -> None:
@@ -144,6 +169,9 @@ class UserProxy:
             (self.running.discard if event.engine.state == DEAD else self.running.add)(event.engine.id)
             if len(self.running) != before:
                 self._changed()
+            if self._resting:
+                self.rest()
+        self.on_event(event)
         for listener in list(self.listeners):
             listener(event)
 

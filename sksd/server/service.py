@@ -24,28 +24,30 @@ from twisted.logger import Logger
 from sksd import __version__, paths
 from sksd.errors import AlreadyRunning, CannotWrite, SksdError
 from sksd.interfaces import IGate
-from sksd.server import audit, certificate, listening, token
+from sksd.server import audit, certificate, listening, privileges, system, token
 from sksd.server.avatar import Avatar, Room
 from sksd.server.configuration import Configuration
 from sksd.server.door import CONNECTIONS, DoorFactory, TLSDoor, Visit
 from sksd.server.gate import UserGate
-from sksd.server.links import LinkDoor
+from sksd.server.links import LinkDoor, Reach
 from sksd.server.login import GateChecker, LoginRoot, Mind, Realm
 from sksd.server.proxies import UserProxy
 from sksd.server.publisher import publisher
 from sksd.server.renewal import Renewed
 from sksd.server.throttle import Throttle
-from sksd.server.tickets import Tickets
 from sksd.wire import messages
 from sksd.wire.announcement import Announcement
 from sksd.wire.broker import BrokerFactory, LimitedBroker
 from sksd.wire.local import Note, read_note
 from sksd.wire.names import DEAD, FEATURES, PROTOCOL
+from sksd.wire.tickets import Tickets
 
 log = Logger()
 
 #: Seconds after which the environments are looked at again, for the announcement.
 LOOK_AGAIN: Final = 300.0
+#: Seconds from the end of the gate to that of the daemon, so that those who are logging in are told.
+LAST_WORDS: Final = 1.0
 
 
 class Daemon(service.Service):
@@ -57,21 +59,22 @@ class Daemon(service.Service):
         configuration: Configuration,
         identity: certificate.Identity,
         gate: IGate,
-        tickets: Tickets,
         bound: socket.socket,
         lock: int,
+        note: Path,
+        state: Path,
     ) -> None:
         self.setName("sksd")
         self.port: int = bound.getsockname()[1]
         self._reactor = reactor
         self._configuration = configuration
         self._tls = Renewed(
-            reactor, identity, partial(_identity, configuration), self._renewed, configuration.client_ca
+            reactor, identity, partial(_identity, configuration, state), self._renewed, configuration.client_ca
         )
         self._throttle = Throttle()
-        self._audit = audit.Audit(audit.sink(configuration.audit))
+        self._audit = audit.Audit(audit.sink(configuration.audit, state))
         self._gate = gate
-        self._tickets = tickets
+        self._note = note
         self._bound = bound
         self._lock = lock
         self._proxies: dict[str, UserProxy] = {}
@@ -89,11 +92,13 @@ class Daemon(service.Service):
     def startService(self) -> None:
         """Listen, announce, and tell clients on this machine where."""
         super().startService()
+        self._leave_note()
         tls = TLSDoor(self._tls, False, self._door, self._reactor)
+        self._gate.begin(tls, lambda: self._reactor.callLater(LAST_WORDS, self._reactor.stop))
+        _descriptors()
         self._listening = self._reactor.adoptStreamPort(self._bound.fileno(), self._bound.family, tls)
         self._bound.close()
         self._tls.start()
-        self._leave_note()
         announcement = Announcement(
             version=__version__,
             protocol=PROTOCOL,
@@ -115,8 +120,8 @@ class Daemon(service.Service):
         log.info("fingerprint {fingerprint}", fingerprint=self._tls.identity.fingerprint)
         self._audit.record("daemon-started", fingerprint=self._tls.identity.fingerprint)
         # Engines of an earlier daemon count from the start, and their proxy is listened to.
-        if paths.proxy_socket().exists():
-            reached = defer.ensureDeferred(self._proxy(self._own_user()).reach())
+        if self._gate.own_user is not None and paths.proxy_socket().exists():
+            reached = defer.ensureDeferred(self._proxy(self._gate.own_user).reach())
             reached.addErrback(lambda failure: log.info("{why}", why=failure.getErrorMessage()))
 
     @defer.inlineCallbacks
@@ -124,7 +129,7 @@ class Daemon(service.Service):
         """Withdraw the announcement, hang up on everybody; engines and their proxies go on."""
         super().stopService()
         with contextlib.suppress(OSError):
-            paths.daemon_note().unlink()
+            self._note.unlink()
         if self._listening is not None:
             yield self._listening.stopListening()
         self._door.close_all()
@@ -150,7 +155,11 @@ class Daemon(service.Service):
         return broker
 
     def _link(self, visit: Visit) -> LinkDoor:
-        return LinkDoor(self._tickets.check, lambda user: self._proxy(user).link_endpoint(), visit, self._audit)
+        return LinkDoor(self._admit, visit, self._audit)
+
+    async def _admit(self, ticket: str) -> tuple[str, str, Reach]:
+        user, engine, reach = await self._gate.admit(ticket)
+        return user, engine, reach or self._proxy(user).link_endpoint
 
     def _leave_note(self) -> None:
         """Tell clients on this machine where the daemon is."""
@@ -161,8 +170,11 @@ class Daemon(service.Service):
             fingerprint=self._tls.identity.fingerprint,
             name=self._configuration.name,
             version=__version__,
+            socket="" if self._gate.own_user is not None else str(paths.system_socket()),
         )
-        paths.write_private(paths.daemon_note(), msgspec.json.encode(note))
+        paths.write_private(self._note, msgspec.json.encode(note))
+        if self._gate.own_user is None:
+            os.chmod(self._note, 0o644)
 
     def _renewed(self, identity: certificate.Identity) -> None:
         self._audit.record("certificate-loaded", fingerprint=identity.fingerprint)
@@ -189,9 +201,15 @@ class Daemon(service.Service):
             self._proxy(user),
             self._describe,
             self._room,
-            self._tickets.issue,
+            self._gate.ticket,
+            self._over,
             partial(mind.record, user=user),
         )
+
+    def _over(self, user: str) -> None:
+        self._gate.leave(user)
+        if self._gate.own_user is None:
+            self._proxies[user].rest()
 
     def _proxy(self, user: str) -> UserProxy:
         if user not in self._proxies:
@@ -203,16 +221,13 @@ class Daemon(service.Service):
                 buffer_size=self._configuration.buffer_size,
             )
             proxy = UserProxy(self._reactor, self._gate, user, settings, self._count)
-            proxy.listeners.add(partial(self._ended, user))
+            proxy.on_event = partial(self._ended, user)
             self._proxies[user] = proxy
         return self._proxies[user]
 
     def _ended(self, user: str, event: messages.Event) -> None:
         if event.engine is not None and event.engine.state == DEAD:
             self._audit.record("engine-ended", user=user, engine=event.engine.id, reason=event.engine.reason)
-
-    def _own_user(self) -> str:
-        return self._gate.user if isinstance(self._gate, UserGate) else ""
 
     def _running(self) -> int:
         return sum(len(proxy.running) for proxy in self._proxies.values())
@@ -222,16 +237,20 @@ class Daemon(service.Service):
             self._publisher.update(running=self._running())
 
     def _look(self) -> None:
+        if self._gate.own_user is None:
+            log.info("announce_environments: nobody's environments are everybody's where mode = system")
+            return
         self._looking.start(LOOK_AGAIN).addErrback(
             lambda failure: log.failure("the environments are no longer looked at", failure=failure)
         )
 
     @defer.inlineCallbacks
     def _announce_environments(self) -> Any:
+        assert self._gate.own_user is not None
         query = messages.EnvironmentsQuery()
         try:
             found = yield defer.ensureDeferred(
-                self._proxy(self._own_user()).call("environments", query, messages.Environments)
+                self._proxy(self._gate.own_user).call("environments", query, messages.Environments)
             )
         except SksdError as error:
             log.info("the environments are not announced: {why}", why=str(error))
@@ -264,19 +283,45 @@ class Daemon(service.Service):
 def prepare(reactor: Any, configuration: Configuration) -> Daemon:
     """All that can fail before the daemon runs: certificate, token, lock, port. Raises an SksdError for each."""
     configuration.check_enabled()
-    _descriptors()
-    paths.private(paths.state())
+    if configuration.mode == "system":
+        return _prepare_system(reactor, configuration)
+    state = paths.private(paths.state())
     paths.private(paths.runtime())
-    lock = _lock()
+    lock = _lock(paths.runtime(), paths.daemon_note())
     try:
-        identity = _identity(configuration)
-        gate = UserGate(reactor, token.local(), ssh_keys=configuration.ssh_keys)
-        tickets = Tickets(token.secret(paths.state() / "secret"))
-        bound = listening.bind(configuration)
+        identity = _identity(configuration, state)
+        tickets = Tickets(token.secret(state / "secret"))
+        gate = UserGate(reactor, token.local(), tickets, ssh_keys=configuration.ssh_keys)
+        bound = listening.bind(configuration, state)
     except BaseException:
         os.close(lock)
         raise
-    return Daemon(reactor, configuration, identity, gate, tickets, bound, lock)
+    return Daemon(reactor, configuration, identity, gate, bound, lock, paths.daemon_note(), state)
+
+
+def _prepare_system(reactor: Any, configuration: Configuration) -> Daemon:
+    """As root. What the daemon keeps is its own account's, and written as that account: it may have been led astray
+    there by whoever took an earlier daemon over."""
+    account = privileges.daemon_account(configuration)
+    lock = _lock(privileges.folder(paths.system_runtime(), 0o755), paths.system_note())
+    try:
+        gate = system.prepare(reactor, configuration, account)
+        state = privileges.folder(paths.system_state() / "daemon", 0o700, account)
+        identity = _given(configuration)
+        bound = listening.bind(configuration, state, privileges.acting_as(account))
+        if identity is None:
+            with privileges.acting_as(account):
+                identity = _identity(configuration, state)
+    except BaseException:
+        os.close(lock)
+        raise
+    return Daemon(reactor, configuration, identity, gate, bound, lock, paths.system_note(), state)
+
+
+def _given(configuration: Configuration) -> certificate.Identity | None:
+    if configuration.certificate is None or configuration.key is None:
+        return None
+    return certificate.load(configuration.certificate, configuration.key, client_ca=configuration.client_ca)
 
 
 def _descriptors() -> None:
@@ -288,10 +333,8 @@ def _descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _identity(configuration: Configuration) -> certificate.Identity:
-    if configuration.certificate is not None and configuration.key is not None:
-        return certificate.load(configuration.certificate, configuration.key, client_ca=configuration.client_ca)
-    return certificate.own(client_ca=configuration.client_ca)
+def _identity(configuration: Configuration, state: Path) -> certificate.Identity:
+    return _given(configuration) or certificate.own(state, client_ca=configuration.client_ca)
 
 
 def _upon_hangup(reactor: Any, reload: Callable[[], None]) -> None:
@@ -316,9 +359,9 @@ def _end_once() -> None:
             signal.signal(each, partial(once, handler))
 
 
-def _lock() -> int:
+def _lock(folder: Path, note_path: Path) -> int:
     """One daemon a user: held for as long as the process lives, also through going into the background."""
-    path: Path = paths.runtime() / "daemon.lock"
+    path = folder / "daemon.lock"
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -327,6 +370,6 @@ def _lock() -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        note = read_note(paths.daemon_note())
+        note = read_note(note_path)
         raise AlreadyRunning(pid=note.pid if note else "?", port=note.port if note else "?") from None
     return lock

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet import interfaces, protocol
+from twisted.internet.address import UNIXAddress
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -54,7 +55,10 @@ class AfterHandshake(protocol.Protocol):
         self._inner: protocol.Protocol | None = None
 
     def connectionMade(self) -> None:
-        """Called when TCP is connected; TLS is not yet."""
+        """Called when the connection is there; TLS is not yet."""
+        if isinstance(self.transport.getPeer(), UNIXAddress):
+            # It has neither delays nor peers that vanish without a word.
+            return
         self.transport.setTcpNoDelay(True)
         self.transport.setTcpKeepAlive(True)
         leg = socket_of(self.transport)

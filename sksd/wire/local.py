@@ -15,7 +15,8 @@ _LARGEST: Final = 65536
 
 
 class Note(msgspec.Struct, kw_only=True):
-    """`address`: an IP address that clients on this machine can use."""
+    """`address`: an IP address that clients on this machine can use; `socket`: a UNIX socket on which a shared host's
+    daemon knows them without a password, else empty."""
 
     pid: int
     address: str
@@ -23,6 +24,7 @@ class Note(msgspec.Struct, kw_only=True):
     fingerprint: str
     name: str
     version: str
+    socket: str = ""
 
 
 def read_note(path: Path) -> Note | None:

@@ -16,12 +16,17 @@ PREAMBLE_LINK: Final = ALPN_LINK + b"\n"
 #: On the keeper's socket: one descriptor comes with the line, of a connection that begins as a link does; what was
 #: read of it already follows.
 PREAMBLE_HANDOVER: Final = b"sksd-handover/1\n"
+#: Before that line the gate of a shared host writes another: this, the key of the account's tickets, `any` (or `link`
+#: where nothing but a link may follow), and the account's name, with a space between them.
+PREAMBLE_GATE: Final = b"sksd-gate/1 "
 
 #: Zeroconf service type (RFC 6763).
 SERVICE_TYPE: Final = "_sksd._tcp.local."
 
 METHOD_PASSWORD: Final = "password"
 METHOD_SSH_KEY: Final = "ssh-key"
+#: On the UNIX socket of a shared host: the account of whoever connects.
+METHOD_LOCAL: Final = "local"
 
 STARTED: Final = "started"
 STARTED_AS_GUEST: Final = "started as guest"

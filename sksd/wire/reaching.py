@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from sksd import paths
-from sksd.errors import ProxyFailed
+from sksd.errors import CannotWrite, ProxyFailed
 from sksd.wire.broker import BrokerFactory, LimitedBroker
 from sksd.wire.names import PREAMBLE_PB
 
@@ -24,8 +24,6 @@ log = Logger()
 
 #: Seconds a process has from its start until it listens.
 START_TIMEOUT: Final = 20.0
-#: Bytes of its log; a longer one is put aside when a process starts, as NAME.log.1.
-LOG_LIMIT: Final = 1024 * 1024
 
 #: Never handed on to a user's processes.
 _OWN_VARIABLES: Final = ("SKSD_PASSWORD", "SKSD_CONF", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")
@@ -81,17 +79,12 @@ async def start(reactor: Any, module: str, user: str, environ: dict[str, str]) -
     """Start `python -m module` as this user; returns when it listens. Its stderr goes into state/NAME.log, NAME being
     the last part of `module`. Raises ProxyFailed."""
     name = module.rpartition(".")[2]
-    log_path = paths.private(paths.state()) / f"{name}.log"
-    with contextlib.ExitStack() as stack:
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                if log_path.stat().st_size > LOG_LIMIT:
-                    os.replace(log_path, log_path.with_suffix(".log.1"))
-            log_file = stack.enter_context(open(log_path, "ab", opener=_opener))
-            nothing = stack.enter_context(open(os.devnull, "rb"))
-        except OSError as failed:
-            raise ProxyFailed(user=user, problem=f"{log_path}: {failed.strerror}") from None
-        process = Starting(user, str(log_path))
+    try:
+        log_path, log_file = paths.open_log(name)
+    except CannotWrite as failed:
+        raise ProxyFailed(user=user, problem=str(failed).rstrip(".")) from None
+    process = Starting(user, str(log_path))
+    with open(os.devnull, "rb") as nothing, os.fdopen(log_file, "ab") as log_end:
         reactor.spawnProcess(
             process,
             sys.executable,
@@ -100,7 +93,7 @@ async def start(reactor: Any, module: str, user: str, environ: dict[str, str]) -
             env={key: value for key, value in environ.items() if key not in _OWN_VARIABLES},
             # Without a home there is still a process to say so.
             path=str(paths.home()) if paths.home().is_dir() else "/",
-            childFDs={0: nothing.fileno(), 1: "r", 2: log_file.fileno()},
+            childFDs={0: nothing.fileno(), 1: "r", 2: log_end.fileno()},
         )
     try:
         await process.ready.addTimeout(START_TIMEOUT, reactor)
@@ -108,10 +101,6 @@ async def start(reactor: Any, module: str, user: str, environ: dict[str, str]) -
         with contextlib.suppress(error.ProcessExitedAlready):
             process.transport.signalProcess("KILL")  # type: ignore[union-attr]
         raise ProxyFailed(user=user, problem=f"it did not listen within {START_TIMEOUT:.0f} s") from None
-
-
-def _opener(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def answers(path: Path) -> bool:

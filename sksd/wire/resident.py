@@ -34,17 +34,23 @@ FIRST_LINGER: Final = 20.0
 #: Seconds that a process which is starting waits for one that is ending.
 LOCK_LIMIT: Final = 5.0
 
+#: Bytes of a prologue.
+_LONGEST: Final = 4096
+
 #: Makes what speaks the protocol of one connection; gets the transport's own Protocol.
 Build = Callable[["Entrance"], protocol.Protocol]
 
 
 class Resident:
-    """`entrances`: for each first line what builds the protocol behind it. `busy` says whether something goes on that
-    needs the process though nobody is connected; call `rest` whenever that may have ended."""
+    """`entrances`: for each first line what builds the protocol behind it. A line that begins with `prologue` may
+    come before: `Entrance.prologue` has the rest of it. `busy` says whether something goes on that needs the process
+    though nobody is connected; call `rest` whenever that may have ended."""
 
     def __init__(
-        self, reactor: Any, entrances: Mapping[bytes, Build], busy: Callable[[], bool], linger: float = LINGER
-    ) -> None:
+        self, reactor: Any, entrances: Mapping[bytes, Build], busy: Callable[[], bool], linger: float = LINGER,
+        prologue: bytes = b"",
+    ) -> None:  # fmt: skip
+        self.prologue = prologue
         self.connections = 0
         self._linger = linger
         self.entrances = entrances
@@ -76,6 +82,7 @@ class Entrance(protocol.Protocol):
     def __init__(self, resident: Resident) -> None:
         self._resident = resident
         self._said = b""
+        self.prologue = ""
         self._descriptors: list[int] = []
         self._inner: protocol.Protocol | None = None
 
@@ -89,11 +96,21 @@ class Entrance(protocol.Protocol):
             self._inner.dataReceived(data)
             return
         self._said += data
+        prologue = self._resident.prologue
+        if prologue and self._said.startswith(prologue):
+            line, end, rest = self._said.partition(b"\n")
+            if not end:
+                self._bounded(_LONGEST)
+                return
+            self.prologue, self._said = line.removeprefix(prologue).decode(), rest
         for preamble, build in self._resident.entrances.items():
             if self._said.startswith(preamble):
                 self.become(build(self), self._said[len(preamble) :])
                 return
-        if len(self._said) >= max(map(len, self._resident.entrances)):
+        self._bounded(max(map(len, (prologue, *self._resident.entrances))))
+
+    def _bounded(self, most: int) -> None:
+        if len(self._said) >= most:
             self.transport.abortConnection()
 
     def become(self, inner: protocol.Protocol, rest: bytes) -> None:

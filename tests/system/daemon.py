@@ -88,6 +88,7 @@ class Local:
     """The route to the daemon of a note."""
 
     name = "here"
+    socket = ""
 
     def __init__(self, note: Note) -> None:
         self.address, self.port, self._note = note.address, note.port, note

@@ -116,9 +116,9 @@ class Journals(unittest.TestCase):
 
     def test_where(self) -> None:
         self.patch(audit, "JOURNAL", self.path)
-        self.assertIsInstance(audit.sink("auto"), audit.File)
+        self.assertIsInstance(audit.sink("auto", Path("/")), audit.File)
         Path(self.path).touch()
-        self.assertIsInstance(audit.sink("auto"), audit.Journal)
-        self.assertIsInstance(audit.sink("journal"), audit.Journal)
-        self.assertIsInstance(audit.sink("file"), audit.File)
-        self.assertIsInstance(audit.sink("no"), audit.Nowhere)
+        self.assertIsInstance(audit.sink("auto", Path("/")), audit.Journal)
+        self.assertIsInstance(audit.sink("journal", Path("/")), audit.Journal)
+        self.assertIsInstance(audit.sink("file", Path("/")), audit.File)
+        self.assertIsInstance(audit.sink("no", Path("/")), audit.Nowhere)

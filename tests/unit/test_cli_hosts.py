@@ -61,7 +61,7 @@ class Local(unittest.TestCase):
     def setUp(self) -> None:
         self.note = Path(self.mktemp()).absolute()
         self.patch(paths, "daemon_note", lambda: self.note)
-        self.patch(hosts, "SYSTEM_NOTE", self.note)
+        self.patch(paths, "system_note", lambda: self.note)
 
     def test_none(self) -> None:
         self.assertRaises(NoLocalDaemon, hosts.local_target)

@@ -89,17 +89,20 @@ class ValueTests(Files):
 
     def test_everything(self) -> None:
         found = self.read(
-            "\ufeff[sksd]\r\nmode = user\nenable=on\nName = Lab = 7 %\ndescription = é\nlisten = ::1\n"
+            "\ufeff[sksd]\r\nmode = system\nenable=on\nName = Lab = 7 %\ndescription = é\nlisten = ::1\n"
             "port=8443\nannounce = no\nannounce_environments = TRUE\nssh_keys = no\naudit = file\n"
             "[tls]\ncertificate = /c.pem\nkey = ~/k.pem\nclient_ca = /ca.pem\n"
             "[kernels]\nmax_kernels = max(1, CORES // 4)\nlog_size = 64 K\njournal_size = 2M\n"
+            "[limits]\nmemory = 8 G\nopen_files = 1024\n"
             "[environments]\nexclude_environments =\npaths = /a,\n  # a comment\n  /b/*, ~/c\n"
         )
         home = Path("~").expanduser()
         self.assertEqual(
             found,
             Configuration(
-                mode="user",
+                mode="system",
+                run_as="_sksd",
+                allow_root=False,
                 enable=True,
                 name="Lab = 7 %",
                 description="é",
@@ -116,18 +119,23 @@ class ValueTests(Files):
                 log_size=65536,
                 journal_size=2 * 1024**2,
                 buffer_size=1024**3,
+                memory=8 * 1024**3,
+                processes=None,
+                open_files=1024,
                 exclude_environments=(),
                 paths=("/a", "/b/*", str(home / "c")),
                 file=self.path,
             ),
         )
         self.assertEqual(found.line("sksd", "port"), 7)
-        self.assertEqual(found.line("environments", "paths"), 22)
+        self.assertEqual(found.line("environments", "paths"), 25)
 
     def test_wrong_values(self) -> None:
         for section, line, word in (
-            ("sksd", "mode = system", "only the user who starts it"),
-            ("sksd", "mode = both", "must be user"),
+            ("sksd", "mode = both", "must be user or system"),
+            ("sksd", "run_as = a b", "name of an account"),
+            ("limits", "memory = 1T", "with K, M or G"),
+            ("limits", "processes = 0", "with K, M or G"),
             ("sksd", "enable = perhaps", "yes or no"),
             ("sksd", "audit = yes", "journal"),
             ("sksd", "enable =", "yes or no"),
@@ -168,7 +176,7 @@ class SyntaxTests(Files):
 
     def test_wrong_words(self) -> None:
         self.refused("[sksd]\nprot = 1\n", 2, "unknown key prot in [sksd]: did you mean port?")
-        self.refused("[sksd]\n\nzzz = 1\n", 3, "there are mode, enable")
+        self.refused("[sksd]\n\nzzz = 1\n", 3, "there are mode, run_as")
         self.refused("[sksd]\nport = 1\nmax_kernels = 4\n", 3, "it belongs into [kernels]")
         self.refused("\n[kernel]\n", 2, "unknown section [kernel]: did you mean kernels?")
         self.refused("[DEFAULT]\nport = 1\n", 1, "unknown section [DEFAULT]")

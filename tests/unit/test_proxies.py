@@ -20,10 +20,11 @@ from sksd.server.audit import Audit, Nowhere
 from sksd.server.door import Connections, Visit
 from sksd.server.gate import UserGate
 from sksd.server.links import LinkDoor
-from sksd.server.proxies import AGAIN, FIRST_CALL, UserProxy
+from sksd.server.proxies import AGAIN, FIRST_CALL, LET_GO, UserProxy
 from sksd.wire import messages
 from sksd.wire.broker import BrokerFactory, Remote
 from sksd.wire.names import PREAMBLE_PB
+from sksd.wire.tickets import Tickets
 
 
 class Transport(StringTransport):
@@ -113,6 +114,43 @@ class Reaching(unittest.TestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
+class Resting(unittest.TestCase):
+    """A shared host does not hold the proxy of somebody who is gone."""
+
+    def setUp(self) -> None:
+        self.clock = task.Clock()
+        self.proxy = UserProxy(self.clock, Gate(), "ada", messages.Settings(), lambda: None)
+        self.broker = BrokerFactory().build(True, trusted=True)
+        self.broker.makeConnection(Transport())
+        self.broker.notifyOnDisconnect(self.proxy._lost)
+        self.proxy._root, self.proxy._broker = object(), self.broker  # type: ignore[assignment]
+
+    def is_let_go(self) -> bool:
+        return bool(self.broker.transport.disconnecting)
+
+    def test_after_a_while(self) -> None:
+        self.proxy.rest()
+        self.clock.advance(LET_GO - 1)
+        self.assertFalse(self.is_let_go())
+        self.clock.advance(1)
+        self.assertTrue(self.is_let_go())
+
+    def test_not_while_it_is_needed(self) -> None:
+        self.proxy.running.add("engine")
+        self.proxy.rest()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.proxy.running.clear()
+        self.proxy.rest()
+        self.proxy.listeners.add(lambda event: None)
+        self.clock.advance(LET_GO)
+        self.assertFalse(self.is_let_go())
+
+    def test_not_by_a_daemon_that_stops(self) -> None:
+        self.proxy.rest()
+        self.proxy.disconnect()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
 class Gates(unittest.TestCase):
     """`UserGate.endpoint`."""
 
@@ -127,7 +165,7 @@ class Gates(unittest.TestCase):
         with socket.socket(socket.AF_UNIX) as hung:
             hung.bind(str(paths.proxy_socket()))
             hung.listen(0)
-            gate = UserGate(task.Clock(), "token", {})
+            gate = UserGate(task.Clock(), "token", Tickets("s"), {})
             for _ in range(4):
                 with socket.socket(socket.AF_UNIX) as waiting:
                     waiting.setblocking(False)
@@ -136,7 +174,7 @@ class Gates(unittest.TestCase):
 
     def test_folder_of_somebody_else(self) -> None:
         self.runtime.symlink_to("/")
-        gate = UserGate(task.Clock(), "token", {})
+        gate = UserGate(task.Clock(), "token", Tickets("s"), {})
         self.failureResultOf(defer.ensureDeferred(gate.endpoint("")), CannotWrite)
 
 
@@ -146,13 +184,13 @@ class Refusals(unittest.TestCase):
     def test_nothing_that_follows_is_looked_at(self) -> None:
         asked: list[str] = []
 
-        def check(ticket: str) -> tuple[str, str]:
+        async def admit(ticket: str) -> Any:
             asked.append(ticket)
             raise TicketRefused()
 
         visit = Visit(Connections(task.Clock()), "192.0.2.1", 4711)
         self.patch(visit, "welcome", lambda user: self.fail("it was let in"))
-        link = LinkDoor(check, lambda user: self.fail("it was joined"), visit, Audit(Nowhere()))
+        link = LinkDoor(admit, visit, Audit(Nowhere()))
         transport = Transport()
         link.makeConnection(transport)
         first: Hello = new_hello("wrong")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from sksd.errors import CannotWrite, ConfigurationFile, TicketRefused
-from sksd.server.tickets import Tickets
 from sksd.server.token import matches, secret
+from sksd.wire.tickets import Tickets
 
 SECRET = "s" * 43
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

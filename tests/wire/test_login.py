@@ -29,6 +29,7 @@ from sksd.server.throttle import CAP, FREE, Throttle
 from sksd.wire import messages
 from sksd.wire.broker import Remote
 from sksd.wire.calls import Caller
+from sksd.wire.tickets import Tickets
 from tests.wire.pairs import Pair
 
 
@@ -37,11 +38,15 @@ class Gate:
     """Lets `ada` in with `lovelace`."""
 
     guessable = True
+    own_user = "ada"
+
+    def begin(self, door: Any, gone: Any) -> None:
+        pass
 
     def methods(self) -> list[str]:
         return ["password"]
 
-    async def check(self, method: str, user: str, password: str) -> str:
+    async def check(self, method: str, user: str, password: str, peer: Any) -> str:
         if method != "password":
             raise LoginMethod(method=method, methods="password")
         if (user, password) != ("ada", "lovelace"):
@@ -50,6 +55,15 @@ class Gate:
 
     async def endpoint(self, user: str) -> Any:
         raise AssertionError("nobody asked for a proxy")
+
+    def leave(self, user: str) -> None:
+        pass
+
+    def ticket(self, user: str, engine: str) -> str:
+        raise AssertionError("nobody asked for a ticket")
+
+    async def admit(self, ticket: str) -> Any:
+        raise AssertionError("nobody asked for a link")
 
 
 class Avatar(Remote):
@@ -259,10 +273,10 @@ class TokenGate(unittest.TestCase):
     """The gate of user mode."""
 
     def setUp(self) -> None:
-        self.gate = UserGate(task.Clock(), "token", {})
+        self.gate = UserGate(task.Clock(), "token", Tickets("s"), {})
 
     def check(self, *given: str) -> Any:
-        return defer.ensureDeferred(self.gate.check(*given))
+        return defer.ensureDeferred(self.gate.check(*given, None))
 
     def test_interface(self) -> None:
         self.assertTrue(verifyObject(IGate, self.gate))
@@ -311,8 +325,8 @@ class Doors(unittest.TestCase):
         self.door = door.DoorFactory(self.clock, self.builder("broker"), self.builder("link"))
 
     def builder(self, name: str) -> Any:
-        def build(on_login: Any) -> Any:
-            self.built.append((name, on_login))
+        def build(visit: Any) -> Any:
+            self.built.append((name, visit))
             return Silent()
 
         return build

@@ -1,0 +1,1 @@
+"""The privileged part of a shared host's daemon: checks credentials, starts people's proxies (docs/security.md)."""

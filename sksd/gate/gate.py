@@ -1,0 +1,220 @@
+"""The gate: the one process of a shared host's daemon that keeps root's rights.
+
+It reads no network and no file of a person's. The daemon may ask it two things (docs/security.md has the contract):
+
+    check  {method, user, secret, rhost} -> {account, grant}, or {reason, problem}
+    proxy  {grant} -> a connection to the proxy of that grant's account (a descriptor), or {reason, problem};
+           with {end: true}: the login is over, and its grant
+
+so that a daemon that was taken over can start nothing for anybody who has not come in. The process itself only makes
+and reads grants; each request is answered by a child of its own, which may hang in PAM without holding anybody up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from sksd.errors import TicketRefused
+from sksd.gate import credentials, person
+from sksd.gate.grants import Grant, Grants
+from sksd.wire import gate as wire
+from sksd.wire.names import PREAMBLE_GATE
+from sksd.wire.tickets import Tickets, account_key, claimed_user
+
+#: Seconds that a refusal takes at least, whatever it is for.
+FLOOR: Final = 1.5
+#: Seconds a child may take, and children at once: a daemon that asks for more waits.
+LIMIT: Final = 30
+MOST: Final = 64
+
+Message = dict[str, Any]
+
+
+def main() -> None:
+    """`python -m sksd.gate ORDER`: started by the daemon as root, with its channel as 3 and the local socket as 4.
+    `ORDER`: as for `Gate`."""
+    order = json.loads(sys.argv[1])
+    os.umask(0o077)
+    for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        # It ends when the daemon does.
+        signal.signal(each, signal.SIG_IGN)
+    if credentials.service() != credentials.SERVICE:
+        log(f"/etc/pam.d/{credentials.SERVICE} is missing: PAM is asked as `{credentials.FALLBACK}`")
+    daemon, local = (socket.socket(fileno=number) for number in (3, 4))
+    for channel in (daemon, local):
+        channel.set_inheritable(False)
+    Gate(daemon, local, order).run()
+
+
+def log(line: str) -> None:
+    """One line for the daemon's log."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="replace"))
+
+
+class Gate:
+    """`daemon`: the channel to the daemon; `local`: a listening UNIX socket. `order`: {secret: path of the file that
+    tickets' keys are made of, closed: uids that never come in, lang, limits: by names of setrlimit(2)}."""
+
+    def __init__(self, daemon: socket.socket, local: socket.socket, order: Message) -> None:
+        self._daemon, self._local, self._order = daemon, local, order
+        self._secret = Path(order["secret"]).read_text("ascii").strip()
+        self._grants = Grants()
+        self._children: set[int] = set()
+        local.setblocking(False)
+
+    def run(self) -> None:
+        """Until the daemon is gone."""
+        signal.signal(signal.SIGCHLD, self._reap)
+        found: tuple[Message, int | None] | None = ({}, None)
+        while found is not None:
+            try:
+                found = wire.receive(self._daemon)
+                if found is not None:
+                    self._asked(found[0])
+            except ConnectionError:
+                return
+            except (ValueError, KeyError, TypeError, OSError) as wrong:
+                log(f"gate: a request of the daemon's was no use: {type(wrong).__name__}")
+
+    def _asked(self, request: Message) -> None:
+        ask, now = request["ask"], time.monotonic()
+        local = grant = None
+        if ask == wire.PROXY:
+            grant = self._grants.read(str(request["grant"]), now)
+            if request.get("end") or (grant is not None and grant.link):
+                self._grants.end(str(request["grant"]), now)
+            if request.get("end"):
+                return
+        elif ask != wire.CHECK:
+            raise ValueError
+        elif request["method"] == wire.LOCAL:
+            # Accepted here and nowhere else, so that the daemon cannot stage who connected.
+            with contextlib.suppress(OSError):
+                local = self._local.accept()[0]
+        if self._child() == 0:
+            try:
+                said, found = self._answer(ask, grant, request, local)
+                wire.send(self._daemon, {"id": request.get("id"), **said}, found.fileno() if found else None)
+            finally:
+                os._exit(0)
+        if local is not None:
+            local.close()
+
+    def _child(self) -> int:
+        while len(self._children) >= MOST:
+            time.sleep(0.05)
+        # Not to be reaped before it is known.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        pid = os.fork()
+        if pid == 0:
+            # PAM's modules wait for children of their own.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.alarm(LIMIT)
+        else:
+            self._children.add(pid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        return pid
+
+    def _reap(self, *_: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while gone := os.waitpid(-1, os.WNOHANG)[0]:
+                self._children.discard(gone)
+
+    # -- in the child -----------------------------------------------------------------------------------------------
+
+    def _answer(
+        self, ask: str, grant: Grant | None, request: Message, local: socket.socket | None
+    ) -> tuple[Message, socket.socket | None]:
+        try:
+            return self._proxy(grant, request) if ask == wire.PROXY else self._check(request, local)
+        except Exception as error:
+            # Neither a traceback nor a word that may be a password.
+            log(f"gate: {type(error).__name__} in {ask}")
+            return {"reason": wire.FAILED, "problem": "the gate's log tells more"}, None
+
+    def _check(self, request: Message, local: socket.socket | None) -> tuple[Message, socket.socket | None]:
+        started, method = time.monotonic(), request["method"]
+        said: Message = {"reason": wire.BAD}
+        if method == wire.PASSWORD:
+            user, password, rhost = (_text(request[name]) for name in ("user", "secret", "rhost"))
+            said = credentials.check(user, password, rhost, self._order["closed"])
+            if said.get("reason") == wire.REFUSED:
+                time.sleep(max(0.0, started + FLOOR - time.monotonic()))
+        elif method == wire.TICKET:
+            said = self._check_ticket(_text(request["secret"]))
+        elif local is not None:
+            peer = struct.unpack("3i", local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            said = credentials.check_known(person.find(peer[1]), self._order["closed"])
+        if "account" in said:
+            link = method == wire.TICKET
+            said["grant"] = self._grants.make(said["account"], said.pop("uid"), link, time.monotonic())
+        return said, local
+
+    def _check_ticket(self, ticket: str) -> Message:
+        try:
+            who = person.find(claimed_user(ticket))
+            if who is None:
+                raise TicketRefused()
+            _, engine = Tickets(account_key(self._secret, who.pw_name, who.pw_uid)).check(ticket)
+        except TicketRefused:
+            return {"reason": wire.BAD_TICKET}
+        return {**credentials.check_known(who, self._order["closed"]), "engine": engine}
+
+    def _proxy(self, grant: Grant | None, request: Message) -> tuple[Message, socket.socket | None]:
+        if grant is None:
+            return {"reason": wire.BAD}, None
+        who = person.find(grant.user)
+        if who is None or who.pw_uid != grant.uid:
+            return {"reason": wire.FAILED, "problem": "the account is gone"}, None
+        key = account_key(self._secret, who.pw_name, who.pw_uid)
+        try:
+            # One at a time for each person, or two would start two.
+            with open(Path(self._order["secret"]).with_name(f"{who.pw_uid}.lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                found = self._connect(who) or self._start(who)
+            found.sendall(PREAMBLE_GATE + f"{key} {'link' if grant.link else 'any'} {who.pw_name}\n".encode())
+        except OSError as failed:
+            return {"reason": wire.FAILED, "problem": failed.strerror or str(failed)}, None
+        return {}, found
+
+    def _connect(self, who: person.Person) -> socket.socket | None:
+        with person.acting_as(who):
+            return person.connect(who, person.environment(who, self._order["lang"], {}))
+
+    def _start(self, who: person.Person) -> socket.socket:
+        order = {"user": who.pw_name, "lang": self._order["lang"], "limits": self._order["limits"]}
+        session = subprocess.Popen(
+            [sys.executable, "-I", "-m", "sksd.gate.session", json.dumps(order)],
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": self._order["lang"]},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        line = session.stdout.readline(4096) if session.stdout else b""
+        try:
+            problem = str(json.loads(line).get("error", ""))
+        except (ValueError, AttributeError):
+            problem = "it ended at once: its log there, ~/.local/state/sksd/proxy.log, tells more"
+        found = None if problem else self._connect(who)
+        if found is None:
+            raise OSError(0, problem or "it cannot be found after its start")
+        return found
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
