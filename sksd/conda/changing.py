@@ -146,12 +146,12 @@ async def export(work: Work) -> Done:
     work.name = work.job.name or os.path.basename(work.prefix)
     installed = records.read(work.prefix)
     by_pip = records.pip_installed(work.prefix)
-    urls = list(dict.fromkeys(each.channel.rstrip("/").removesuffix(f"/{each.subdir}") for each in installed.values()))
+    urls = list(dict.fromkeys(each.base for each in installed.values() if each.base))
     match work.job.format:
         case "environment.yml":
-            channels = [work.sources.written(url) for url in urls]
+            names = [work.sources.written(url) for url in urls]
             name = os.path.basename(work.prefix)
-            text = texts.environment_yml(name, channels, installed.values(), by_pip, variables(work.prefix))
+            text = texts.environment_yml(name, names, installed.values(), by_pip, variables(work.prefix))
         case "explicit":
             text = texts.explicit(str(Subdir.current()), installed.values())
             if by_pip:
@@ -182,9 +182,12 @@ async def repair(work: Work) -> Done:
         return work.done(changed=bool(work.notes))
     failures: list[SksdError] = []
     for note in pending.everything():
+        if note.alive:
+            continue
         lock = PrefixLock(note.prefix)
-        # Whoever holds it is at work, and pending is what it is doing.
-        if lock.take() and (left := pending.read(note.prefix)) is not None:
+        # A pip that outlived its worker holds it.
+        await work.taken(lock, note.name)
+        if (left := pending.read(note.prefix)) is not None and not left.alive:
             try:
                 said = await mend(left, work.out, lock.descriptor)
                 work.notes.append(f"A change of {left.name} had been cut off. {said}")

@@ -86,7 +86,7 @@ async def _from(
 
 
 def wanted(specs: Sequence[str], pip: Sequence[str], defaults: Sequence[str], kernel: Kernel | None) -> list[str]:
-    """The specs of a new environment: what was asked for, what the person always has, a kernel, and what pip needs."""
+    """The specs of a new environment: what was asked for, what a person always has, a kernel, and what pip needs."""
     found = list(dict.fromkeys(spec.strip() for spec in specs))
     named = set(by_name(found))
     found += [spec for spec in defaults if history.name_of(spec) not in named]
@@ -124,7 +124,7 @@ async def clone(work: Work) -> Done:
     installed = records.read(source)
     meta = Path(source, "conda-meta")
     after = [rattler.PrefixRecord.from_path(meta / f"{each.stem}.json") for each in installed.values()]
-    for channel in {each.channel for each in installed.values()} - {""}:
+    for channel in {each.base for each in installed.values()} - {""}:
         work.sources.place(channel)
     work.out.event(await work.solver.plan({}, after))
     if job.dry_run:

@@ -7,6 +7,7 @@ outside of the prefix. `sksd.conda.undo` acts by it: what is found while nobody 
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class Note(msgspec.Struct, kw_only=True):
     before. `old`: the conda-meta documents before the change, without the lists of files. `new`: names of the
     packages to be put in, as `six-1.17-py_0`. `cache`: the package cache. `history`: bytes of conda-meta/history
     before. `pip`: what pip had installed, by name. `names`: what lay in `bin` and among Python's packages before pip
-    ran; empty: it does not run. `registry`: conda's list of environments.
+    ran; empty: it does not run. `registry`: conda's list of environments. `pid`, `started`: the worker's, by which it
+    is told from a child of its that has the prefix locked still.
     """
 
     operation: str
@@ -41,6 +43,13 @@ class Note(msgspec.Struct, kw_only=True):
     registry: str = ""
     backend: BackendName = "rattler"
     executable: str = ""
+    pid: int = 0
+    started: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker that wrote it lives."""
+        return self.pid > 0 and self.started == _started(self.pid)
 
 
 def _file(prefix: str) -> Path:
@@ -48,7 +57,8 @@ def _file(prefix: str) -> Path:
 
 
 def write(note: Note) -> None:
-    """Called before a change starts, and again when more is known. Raises OSError."""
+    """Called before a change starts. Raises OSError."""
+    note.pid, note.started = os.getpid(), _started(os.getpid())
     write_private(_file(note.prefix), msgspec.json.encode(note))
 
 
@@ -66,6 +76,17 @@ def everything() -> list[Note]:
     """All notes of this person, also those of changes that go on now."""
     found = (_read(path) for path in sorted((folder() / "pending").glob("*.json")))
     return [note for note in found if note is not None]
+
+
+def _started(pid: int) -> str:
+    """When a process started, in the kernel's own unit; empty: there is none. Numbers of processes come again."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    # Z, X: it has ended, and nobody has asked for how yet.
+    return "" if fields[0] in "ZX" else fields[19]
 
 
 def _read(path: Path) -> Note | None:

@@ -25,19 +25,22 @@ class Record(msgspec.Struct, kw_only=True):
     name: str
     version: str
     build: str = ""
-    channel: str = ""
+    channel: str | None = ""
     subdir: str = ""
     url: str = ""
-    fn: str = ""
-    md5: str = ""
-    sha256: str = ""
+    md5: str | None = ""
+    sha256: str | None = ""
     size: int | None = None
     noarch: Any = None
     depends: list[str] = []
     files: list[str] = []
     requested_spec: str | None = None
     requested_specs: list[str] = []
-    auth: Any = None
+
+    @property
+    def base(self) -> str:
+        """The URL of its channel, without the platform's folder; empty where it is not known."""
+        return (self.channel or "").rstrip("/").removesuffix(f"/{self.subdir}")
 
     @property
     def requested(self) -> str:
@@ -163,7 +166,7 @@ def packages(prefix: str) -> list[Package]:
             name=record.name,
             version=record.version,
             build=record.build,
-            channel=mask(record.channel),
+            channel=mask(record.base),
             size=record.size,
             requested=asked.get(record.name, record.requested),
         )

@@ -47,9 +47,11 @@ class Solver:
         constraints: Sequence[str] = (),
         pip: bool = False,
     ) -> list[rattler.RepoDataRecord]:
-        """The records of an environment that meets `specs`; `locked` are kept where that is possible, `constraints`
-        hold for what comes along; `pip`: a Python brings pip, as conda has it. Raises
-        BadSpec, ChannelUnreachable, or what rattler raises."""
+        """The records of an environment that meets `specs`.
+
+        `locked` are kept where that is possible, `constraints` hold for what comes along; `pip`: a Python brings pip,
+        as conda has it. Raises BadSpec, ChannelUnreachable, or what rattler raises.
+        """
         parsed = [spec_of(each) for each in specs]
         held = [spec_of(each) for each in constraints]
         for text in specs:
@@ -85,13 +87,14 @@ class Solver:
         await self._sources.reach()
         found = []
         for (channel, subdir), wanted in groups.items():
-            specs = [_url_spec(each.url) for each in wanted]
+            # By name: asked for a URL rattler fetches the package at once, and knows neither channel nor hash then.
+            specs = sorted({_file_name(each).rsplit("-", 2)[0] for each in wanted})
             asking = self._sources.gateway.query(
                 [rattler.Channel(located[channel])], [Subdir(subdir)], specs, recursive=False
             )
             answered = await watched(asking, self._out, self._url)
             known = {record.file_name: record for records in answered for record in records}
-            found += [_checked(each, known.get(each.url.rpartition("/")[2])) for each in wanted]
+            found += [_checked(each, known.get(_file_name(each))) for each in wanted]
         return found
 
     async def plan(
@@ -99,7 +102,7 @@ class Solver:
     ) -> Plan:
         """What it takes to get there. Raises NotCached where the network is off and a package is not here."""
         old = {
-            name: Action(action="remove", name=name, version=each.version, build=each.build, channel=each.channel)
+            name: Action(action="remove", name=name, version=each.version, build=each.build, channel=each.base)
             for name, each in before.items()
         }
         new = {each.name.normalized: _action(each) for each in after}
@@ -149,11 +152,8 @@ def _action(record: rattler.RepoDataRecord) -> Action:
     )
 
 
-def _url_spec(url: str) -> rattler.MatchSpec:
-    try:
-        return rattler.MatchSpec.from_url(url)
-    except Exception as error:
-        raise BadFile(format="explicit list", problem=f"{url}: {error}") from None
+def _file_name(wanted: Url) -> str:
+    return wanted.url.rpartition("/")[2]
 
 
 def _checked(wanted: Url, record: rattler.RepoDataRecord | None) -> rattler.RepoDataRecord:

@@ -88,7 +88,7 @@ def dists(installed: Mapping[str, Record], sources: Sources) -> set[str]:
 
 
 def _dist(record: Record, sources: Sources) -> str:
-    channel = sources.written(record.channel.rstrip("/").removesuffix(f"/{record.subdir}"))
+    channel = sources.written(record.base)
     return f"{channel}/{record.subdir}::{record.stem}"
 
 

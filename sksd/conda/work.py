@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from sksd.conda.undo import listed, mend
 
 #: Seconds between two looks at a prefix that another change holds.
 _LOOK = 0.1
+#: Seconds between two words about it.
+_SIGN = 5.0
 
 
 @dataclass
@@ -72,14 +75,20 @@ class Work:
         # In one order for all, so that two jobs cannot wait for each other.
         for prefix in sorted(prefixes, key=key):
             lock = self._locks[prefix] = PrefixLock(prefix)
-            while not lock.take():
-                self.out.progress("waiting", f"Another change of {os.path.basename(prefix)} is under way.")
-                if asyncio.get_running_loop().time() - self.out.at > 5:
-                    self.out.again()
-                await asyncio.sleep(_LOOK)
+            await self.taken(lock, os.path.basename(prefix))
             left = pending.read(prefix)
             if left is not None:
                 self.notes.append(f"An earlier change of {left.name} had been cut off. {await self.mended(left)}")
+
+    async def taken(self, lock: PrefixLock, name: str) -> None:
+        """Wait for a lock, and say so now and then."""
+        told = -_SIGN
+        while not lock.take():
+            now = time.monotonic()
+            if now - told >= _SIGN:
+                self.out.progress("waiting", f"Another change of {name} is under way.")
+                told = now
+            await asyncio.sleep(_LOOK)
 
     async def mended(self, note: Note) -> str:
         """What `mend` did, under this job's lock of the note's prefix."""
