@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import rattler
@@ -21,7 +21,7 @@ from sksd.conda.work import Work, by_name
 from sksd.errors import BadRequest, PackageMissing, SksdError
 
 
-async def _opened(work: Work) -> dict[str, Record]:
+async def opened(work: Work) -> dict[str, Record]:
     """Find, lock and check the job's environment; what is installed in it."""
     prefix = work.existing()
     await work.lock(prefix)
@@ -32,7 +32,7 @@ async def _opened(work: Work) -> dict[str, Record]:
 async def add(work: Work) -> Done:
     """Install, and change as little else as possible."""
     job = work.job
-    installed = await _opened(work)
+    installed = await opened(work)
     if not job.specs and not job.pip:
         raise BadRequest(problem="name the packages to add")
     specs = [*job.specs, *(["pip"] if job.pip and "pip" not in installed and "python" in installed else [])]
@@ -52,9 +52,9 @@ async def add(work: Work) -> Done:
 async def update(work: Work) -> Done:
     """The newest versions that the specs asked for, the pins and the kernel's bounds allow."""
     job = work.job
-    installed = await _opened(work)
+    installed = await opened(work)
     named = by_name(job.specs)
-    _installed(work, named, installed)
+    check_installed(work, named, installed)
     asked = records.requested(work.prefix, installed)
     new = {name: spec for name, spec in named.items() if spec != name or name not in asked}
     everything = not job.specs and not job.pip
@@ -69,14 +69,14 @@ async def update(work: Work) -> Done:
 
 async def remove_packages(work: Work) -> Done:
     """Take packages out, with what needs them and what only they needed. No solve: nothing else changes."""
-    installed = await _opened(work)
+    installed = await opened(work)
     by_pip = records.pip_installed(work.prefix)
     names = [*by_name(work.job.specs), *(records.normal(history.name_of(line)) for line in work.job.pip)]
     unpip = [records.normal(name) for name in names if name not in installed and records.normal(name) in by_pip]
     names = [name for name in names if records.normal(name) not in unpip]
     if not names and not unpip:
         raise BadRequest(problem="name the packages to remove")
-    _installed(work, names, installed)
+    check_installed(work, names, installed)
     asked = records.requested(work.prefix, installed)
     gone = records.dependents(installed, names) if names else set()
     kept = records.needed(installed, [name for name in asked if name not in gone])
@@ -134,7 +134,8 @@ def _constraints(work: Work, installed: Mapping[str, Record], named: set[str]) -
     return found
 
 
-def _installed(work: Work, names: Mapping[str, str] | Sequence[str], installed: Mapping[str, Record]) -> None:
+def check_installed(work: Work, names: Iterable[str], installed: Mapping[str, Record]) -> None:
+    """Raises PackageMissing for the first of `names` that is not there."""
     for name in names:
         if name not in installed:
             raise PackageMissing(name=work.name, package=name or "an empty name")

@@ -29,7 +29,9 @@ _LISTS: Final = (
     "create_default_packages",
 )
 _MAPS: Final = ("custom_channels", "custom_multichannels", "proxy_servers", "mirrored_channels")
-_SCALARS: Final = ("channel_alias", "ssl_verify", "offline", "channel_priority", "add_pip_as_python_dependency")
+#: So long may a channel be silent before it counts as dead.
+_SECONDS: Final = ("remote_read_timeout_secs",)
+_SCALARS: Final = ("channel_alias", "ssl_verify", "offline", "channel_priority", *_SECONDS, "add_pip_as_python_dependency")
 _ALIASES: Final = {"channel": "channels", "envs_path": "envs_dirs", "verify_ssl": "ssl_verify"}
 _VARIABLES: Final = {"CONDA_ENVS_PATH": "envs_dirs", "CONDA_DEFAULT_CHANNELS": "default_channels"}
 #: conda's own.
@@ -57,6 +59,7 @@ class Condarc:
     offline: bool = False
     channel_priority: str = "flexible"
     add_pip_as_python_dependency: bool = True
+    remote_read_timeout_secs: float = 45.0
     envs_dirs: Sequence[str] = ()
     pkgs_dirs: Sequence[str] = ()
     pinned_packages: Sequence[str] = ()
@@ -143,6 +146,9 @@ def read(document: Mapping[str, Any], home: str, environ: Mapping[str, str]) -> 
     verify = _truth(document.get("ssl_verify", True))
     given["ssl_verify"] = True if verify == "truststore" else text(verify) if isinstance(verify, str) else verify
     given["add_pip_as_python_dependency"] = _truth(document.get("add_pip_as_python_dependency", True)) is not False
+    for key in _SECONDS:
+        if isinstance(document.get(key), (int, float)):
+            given[key] = float(document[key])
     priority = _truth(document.get("channel_priority", "flexible"))
     if isinstance(priority, bool):
         priority = "flexible" if priority else "disabled"

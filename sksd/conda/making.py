@@ -24,36 +24,37 @@ from sksd.errors import BadRequest
 _LARGEST_TEXT = 8 * 1024 * 1024
 
 
-async def create(work: Work) -> Done:
-    """A new environment from specs."""
-    return await _from(work, Description())
-
-
-async def import_(work: Work) -> Done:
-    """A new environment from a file."""
-    file = work.job.file
-    if file is None:
-        raise BadRequest(problem="an import needs a file")
-    if file.format == "lock":
-        found, pip, channels = locks.read(file.text, work.job.name)
-        return await _from(work, Description(pip=tuple(pip), channels=tuple(channels)), found)
-    read = {
-        "environment.yml": files.environment_yml,
-        "explicit": files.explicit,
-        "requirements.txt": files.requirements_txt,
-    }[file.format]
-    description = read(file.text)
-    if not work.job.name and not work.job.prefix:
-        work.job.name = description.name
-    return await _from(work, description)
-
-
-async def _from(
-    work: Work, given: Description, exact: list[rattler.RepoDataRecord] | None = None
-) -> Done:
+def described(work: Work) -> tuple[Description, list[rattler.RepoDataRecord] | None]:
+    """What a creation or an import is to make; the records where a lock file names them. Raises BadFile."""
     job = work.job
+    if job.operation == "create":
+        return Description(), None
+    if job.file is None:
+        raise BadRequest(problem="an import needs a file")
+    exact = None
+    if job.file.format == "lock":
+        exact, pip, channels = locks.read(job.file.text, job.name)
+        given = Description(pip=tuple(pip), channels=tuple(channels))
+    else:
+        read = {
+            "environment.yml": files.environment_yml,
+            "explicit": files.explicit,
+            "requirements.txt": files.requirements_txt,
+        }[job.file.format]
+        given = read(job.file.text)
+    if (exact is not None or given.urls) and job.specs:
+        raise BadRequest(problem="this file lists every package: give no specs beside it")
     if given.channels:
         work.sources.use(given.channels)
+    if not job.name and not job.prefix:
+        job.name = given.name
+    return given, exact
+
+
+async def create(work: Work) -> Done:
+    """A new environment, from specs or from a file."""
+    job = work.job
+    given, exact = described(work)
     prefix = places.new(job.prefix, job.name, work.sources.folders)
     await work.lock(prefix)
     places.refuse_making(prefix)
@@ -63,11 +64,8 @@ async def _from(
     if exact is not None:
         for channel in {str(record.channel) for record in exact if record.channel}:
             work.sources.place(channel)
-        if job.specs:
-            raise BadRequest(problem="this file lists every package: give no specs beside it")
         after, specs = exact, [record.name.normalized for record in exact]
-        if job.kernel and history.name_of(job.kernel.spec) not in specs:
-            work.notes.append(f"The file has no {history.name_of(job.kernel.spec)}: no console can be started in it.")
+        miss_kernel(work, specs)
     else:
         specs = wanted([*given.specs, *job.specs], pip, work.sources.settings.create_default_packages, job.kernel)
         bounds = [*work.sources.settings.pinned_packages, *(job.kernel.bounds if job.kernel else ())]
@@ -80,9 +78,16 @@ async def _from(
     work.begin(work.make_note(prefix))
     await work.apply(after, by_name(specs), update=specs, pip=pip)
     if given.variables:
-        _write_variables(prefix, given.variables)
+        write_variables(prefix, given.variables)
     work.settle()
     return work.done(changed=True)
+
+
+def miss_kernel(work: Work, names: Sequence[str]) -> None:
+    """Say that a list of packages has no kernel in it."""
+    kernel = history.name_of(work.job.kernel.spec) if work.job.kernel else ""
+    if kernel and kernel not in names:
+        work.notes.append(f"The file has no {kernel}: no console can be started in it.")
 
 
 def wanted(specs: Sequence[str], pip: Sequence[str], defaults: Sequence[str], kernel: Kernel | None) -> list[str]:
@@ -97,7 +102,8 @@ def wanted(specs: Sequence[str], pip: Sequence[str], defaults: Sequence[str], ke
     return found
 
 
-def _write_variables(prefix: str, variables: Mapping[str, str]) -> None:
+def write_variables(prefix: str, variables: Mapping[str, str]) -> None:
+    """Have conda set them on activation."""
     path = Path(prefix, "conda-meta", "state")
     path.write_text(json.dumps({"version": 1, "env_vars": dict(variables)}), encoding="utf-8")
 
@@ -136,7 +142,7 @@ async def clone(work: Work) -> Done:
     await asyncio.to_thread(copy_rest, source, prefix, {file for each in installed.values() for file in each.files})
     work.settle()
     if job.operation == "rename":
-        await _erase(work, source)
+        await erase_all(work, source)
     return work.done(changed=True)
 
 
@@ -149,11 +155,12 @@ async def remove(work: Work) -> Done:
     if work.job.dry_run:
         work.out.event(await work.solver.plan(records.read(prefix), []))
         return work.done(changed=False)
-    await _erase(work, prefix)
+    await erase_all(work, prefix)
     return work.done(changed=True)
 
 
-async def _erase(work: Work, prefix: str) -> None:
+async def erase_all(work: Work, prefix: str) -> None:
+    """Remove an environment; from here on it is only finished, never cancelled."""
     work.final = True
     work.begin(Note(operation="remove", prefix=prefix, name=os.path.basename(prefix)))
     work.out.progress("unlinking", f"Removing {prefix}.")

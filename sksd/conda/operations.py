@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from sksd.conda import changing, making
+from sksd.conda import backends, changing, making
 from sksd.conda.messages import Done, Operation
 from sksd.conda.work import Work
 
 OPERATIONS: Final[dict[Operation, Callable[[Work], Awaitable[Done]]]] = {
     "create": making.create,
-    "import": making.import_,
+    "import": making.create,
     "clone": making.clone,
     "rename": making.clone,
     "remove": making.remove,
@@ -26,4 +26,5 @@ OPERATIONS: Final[dict[Operation, Callable[[Work], Awaitable[Done]]]] = {
 
 async def run(work: Work) -> Done:
     """Do the job. Raises what went wrong; what was begun by then stands in `work.note`."""
-    return await OPERATIONS[work.job.operation](work)
+    job = work.job
+    return await backends.OPERATIONS.get((job.backend, job.operation), OPERATIONS[job.operation])(work)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import re
-import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sksd.conda.children import run
 from sksd.conda.condarc import Condarc
 from sksd.conda.out import Out
 from sksd.conda.secrets import mask
@@ -20,8 +18,6 @@ from sksd.errors import DiskFull, NoPip, PipFailed
 _TIMEOUT = 15
 _RETRIES = 2
 _FULL = "No space left on device"
-#: Seconds that pip has to put back what it was about to replace.
-_GRACE = 5
 _SAID = re.compile(r"(Collecting|Downloading|Building wheel for|Installing collected packages:|Uninstalling) ?(.*)")
 #: Variables that would lead pip elsewhere.
 _FOREIGN = frozenset(
@@ -65,43 +61,18 @@ class Pip:
         await self._run("uninstall", "--yes", *names)
 
     async def _run(self, *arguments: str) -> None:
+        def heard(line: str) -> None:
+            if said := sentence(line.strip()):
+                self._out.progress("pip", said)
+
+        self._out.progress("pip", "pip is starting.")
         command = [python_of(self._prefix), "-m", "pip", *arguments]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=self._environ,
-            cwd="/",
-            start_new_session=True,
-            pass_fds=(self._lock,),
-            limit=1024 * 1024,
-        )
-        assert process.stdout is not None
-        lines: list[str] = []
-        try:
-            self._out.progress("pip", "pip is starting.")
-            async for raw in process.stdout:
-                line = raw.decode(errors="replace").strip()
-                lines = [*lines[-200:], line]
-                said = sentence(line)
-                if said:
-                    self._out.progress("pip", said)
-            code = await process.wait()
-        except asyncio.CancelledError:
-            await _end(process)
-            raise
+        code, errors, output = await run(command, self._environ, self._lock, heard)
         if code:
+            lines = [*map(str.strip, output.splitlines()), *map(str.strip, errors)]
             if any(_FULL in line for line in lines):
                 raise DiskFull(path=self._prefix)
             raise PipFailed(name=self._name, problem=problem(lines, code))
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    for number in (signal.SIGINT, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, TimeoutError):
-            os.killpg(process.pid, number)
-            await asyncio.wait_for(process.wait(), _GRACE)
 
 
 def sentence(line: str) -> str:

@@ -72,7 +72,7 @@ class Solver:
             constraints=held,
             add_pip_as_python_dependency=pip,
         )
-        return await watched(solving, self._out, self._url)
+        return await watched(solving, self._out, *self._silence)
 
     async def exactly(self, urls: Sequence[Url]) -> list[rattler.RepoDataRecord]:
         """The records of an explicit list. Raises BadFile for a package whose hash is another, or that its channel
@@ -92,7 +92,7 @@ class Solver:
             asking = self._sources.gateway.query(
                 [rattler.Channel(located[channel])], [Subdir(subdir)], specs, recursive=False
             )
-            answered = await watched(asking, self._out, self._url)
+            answered = await watched(asking, self._out, *self._silence)
             known = {record.file_name: record for records in answered for record in records}
             found += [_checked(each, known.get(_file_name(each))) for each in wanted]
         return found
@@ -120,8 +120,8 @@ class Solver:
         return Plan(actions=found, download_bytes=sum(each.size or 0 for each in missing))
 
     @property
-    def _url(self) -> str:
-        return ", ".join(place.url for place in self._sources.places if place.remote) or "the channel"
+    def _silence(self) -> tuple[str, float]:
+        return self._sources.urls, self._sources.settings.remote_read_timeout_secs
 
 
 def made(folder: Path) -> Path:

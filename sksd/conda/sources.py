@@ -71,6 +71,11 @@ class Sources:
         return [rattler.Channel(place.url) for place in self.places]
 
     @property
+    def urls(self) -> str:
+        """The remote ones, for a sentence."""
+        return ", ".join(place.url for place in self.places if place.remote) or "the channel"
+
+    @property
     def priority(self) -> rattler.ChannelPriority:
         """As .condarc has it."""
         kinds = {"strict": rattler.ChannelPriority.Strict, "disabled": rattler.ChannelPriority.Disabled}

@@ -31,7 +31,6 @@ async def link(
 ) -> None:
     """Make the packages of `prefix` exactly `records`. `requested`: the specs that a person asked for, by package.
     `again`: names of packages that are linked anew. Raises what rattler raises."""
-    urls = ", ".join(place.url for place in sources.places if place.remote) or "the channel"
     work = rattler.install(
         list(records),
         prefix,
@@ -43,7 +42,7 @@ async def link(
         requested_specs=[spec_of(spec)._match_spec for spec in requested.values()],
         reporter=_Reporter(out, {each.name.normalized: each.size or 0 for each in records}),
     )
-    await watched(work, out, urls)
+    await watched(work, out, sources.urls, sources.settings.remote_read_timeout_secs)
 
 
 def note_requested(prefix: str, requested: Mapping[str, str]) -> None:

@@ -14,8 +14,7 @@ from typing import Final, TypeVar
 from sksd.conda.out import Out
 from sksd.errors import ChannelUnreachable
 
-#: Seconds without a byte after which the other side counts as dead, and between signs of life to whoever waits.
-SILENCE: Final = 45.0
+#: Seconds between signs of life to whoever waits.
 _SIGN: Final = 5.0
 #: Seconds of computing in that time which say that something goes on.
 _BUSY: Final = 1.0
@@ -25,7 +24,7 @@ _RECEIVED: Final = (128, 136)
 T = TypeVar("T")
 
 
-async def watched(work: Awaitable[T], out: Out, url: str, silence: float = SILENCE) -> T:
+async def watched(work: Awaitable[T], out: Out, url: str, silence: float) -> T:
     """The result of `work`, which uses the network by rattler. Raises ChannelUnreachable, naming `url`, when nothing
     has come for `silence` seconds; what is left of `work` then ends with the process."""
     task = asyncio.ensure_future(work)
