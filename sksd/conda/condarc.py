@@ -31,7 +31,14 @@ _LISTS: Final = (
 _MAPS: Final = ("custom_channels", "custom_multichannels", "proxy_servers", "mirrored_channels")
 #: So long may a channel be silent before it counts as dead.
 _SECONDS: Final = ("remote_read_timeout_secs",)
-_SCALARS: Final = ("channel_alias", "ssl_verify", "offline", "channel_priority", *_SECONDS, "add_pip_as_python_dependency")
+_SCALARS: Final = (
+    *_SECONDS,
+    "channel_alias",
+    "ssl_verify",
+    "offline",
+    "channel_priority",
+    "add_pip_as_python_dependency",
+)
 _ALIASES: Final = {"channel": "channels", "envs_path": "envs_dirs", "verify_ssl": "ssl_verify"}
 _VARIABLES: Final = {"CONDA_ENVS_PATH": "envs_dirs", "CONDA_DEFAULT_CHANNELS": "default_channels"}
 #: conda's own.

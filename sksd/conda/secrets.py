@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_TOKEN: Final = re.compile(r"/t/[^/\s\"'<>)]+")
+_TOKEN: Final = re.compile(r"/t/[^/\s]+")
 # As far as the last @ before a slash: a password may have an unescaped @ in it.
 _USER: Final = re.compile(r"(://[^/@:\s]*):[^/\s]*@")
-_QUERY: Final = re.compile(r"(?i)([?&](?:token|access_token|password|key)=)[^&\s\"']+")
+_QUERY: Final = re.compile(r"(?i)([?&](?:token|access_token|password|key)=)[^&\s]+")
 
 
 def mask(text: str) -> str:

@@ -146,7 +146,7 @@ class Sources:
         """A file, in memory alone, with the passwords of the channels' URLs beside the person's own credentials."""
         own: dict[str, Any] = {}
         given = {
-            urlsplit(place.url).netloc: {"BasicHTTP": {"username": place.user, "password": place.password}}
+            urlsplit(place.url).hostname or "": {"BasicHTTP": {"username": place.user, "password": place.password}}
             for place in self.places
             if place.user
         }

@@ -45,10 +45,12 @@ async def link(
     await watched(work, out, sources.urls, sources.settings.remote_read_timeout_secs)
 
 
-def note_requested(prefix: str, requested: Mapping[str, str]) -> None:
-    """Write into conda-meta which packages were asked for, as conda has it beside rattler's own field."""
+def note_requested(prefix: str, requested: Mapping[str, str]) -> dict[str, Record]:
+    """Write into conda-meta which packages were asked for, as conda has it beside rattler's own field; what is
+    installed."""
     meta = Path(prefix, "conda-meta")
-    for name, record in read(prefix).items():
+    installed = read(prefix)
+    for name, record in installed.items():
         spec = requested.get(name)
         if (spec or None) == record.requested_spec and ([spec] if spec else []) == record.requested_specs:
             continue
@@ -61,6 +63,7 @@ def note_requested(prefix: str, requested: Mapping[str, str]) -> None:
         if spec:
             document["requested_spec"] = spec
         _replace(path, msgspec.json.format(msgspec.json.encode(document), indent=2))
+    return installed
 
 
 def append_history(
@@ -68,11 +71,12 @@ def append_history(
     sources: Sources,
     operation: str,
     before: Mapping[str, Record],
+    after: Mapping[str, Record],
     update: Sequence[str] = (),
     remove: Sequence[str] = (),
 ) -> None:
-    """Append what was changed, so that conda goes on from there. `before`: what was installed. Raises OSError."""
-    after = read(prefix)
+    """Append what was changed, so that conda goes on from there. `before`, `after`: what was and is installed.
+    Raises OSError."""
     file = Path(prefix, "conda-meta", "history")
     text = history_text(prefix)
     known = history.installed(text) or dists(before, sources)

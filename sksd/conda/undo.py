@@ -108,8 +108,7 @@ async def _roll_back(note: Note, out: Out, lock: int) -> str:
             await link(records, prefix, sources, out, asked, again)
         except Exception as error:
             raise translated(error, prefix, note.name, sources) from None
-    note_requested(prefix, asked)
-    installed = read(prefix)
+    installed = note_requested(prefix, asked)
     _sweep(note, installed)
     notes = await _pip_back(note, installed, sources, out, lock)
     history = Path(prefix, "conda-meta", "history")

@@ -158,8 +158,8 @@ class Work:
             if pip:
                 await runner.install(pip, upgrade=self.job.operation == "update")
         self.out.progress("registering", f"Noting the change of {self.name}.")
-        note_requested(self.prefix, requested)
-        append_history(self.prefix, self.sources, self.job.operation, before, update, remove)
+        installed = note_requested(self.prefix, requested)
+        append_history(self.prefix, self.sources, self.job.operation, before, installed, update, remove)
         registry.register(self.registry, self.prefix)
 
     def pip(self) -> Pip:

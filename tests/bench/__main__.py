@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-SCRIPTS = ("list_at_client", "spin_up", "link_throughput", "engines_in_a_row")
+SCRIPTS = ("list_at_client", "spin_up", "link_throughput", "engines_in_a_row", "create_environment")
 
 failed = []
 for script in SCRIPTS:
