@@ -117,6 +117,28 @@ class StandIn(Contract, WorkerCase):
         self.assertEqual(error.code, "backend-missing")
 
 
+class Pixi(WorkerCase):
+    """What pixi is called with; pixi itself cannot be had here."""
+
+    def test_workspaces_alone(self) -> None:
+        program, heard = self.top / "pixi", self.top / "heard"
+        program.write_text(f'#!/bin/sh\necho "$@" >> {heard}\n')
+        program.chmod(0o755)
+        workspace = self.top / "project"
+        prefix = str(workspace / ".pixi" / "envs" / "default")
+        self.done("create", prefix=prefix, specs=[BASE])
+        backend = {"backend": "pixi", "executable": str(program)}
+        self.done("add", prefix=prefix, specs=["six >=1"], pip=["rich"], **backend)
+        self.done("remove_packages", prefix=prefix, specs=["six"], **backend)
+        manifest = f"--manifest-path {workspace}"
+        said = [f"add {manifest} six >=1", f"add {manifest} --pypi rich", f"remove {manifest} six"]
+        self.assertEqual(heard.read_text().splitlines(), said)
+        for operation in ("update", "remove"):
+            self.assertEqual(self.fails(operation, prefix=prefix, **backend).code, "pixi-workspace")
+        self.done("create", "one", specs=[BASE])
+        self.assertEqual(self.fails("add", "one", specs=["six"], **backend).code, "backend-failed")
+
+
 class Conda(Contract, WorkerCase):
     """conda itself."""
 
