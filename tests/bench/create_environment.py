@@ -2,7 +2,7 @@
 
 Run with `python -m tests.bench.create_environment [ROUNDS]`. Each is a process of its own with a warm package cache;
 what a process needs to start (interpreter, imports) is measured apart from the work. In each round chance decides who
-is first: whoever comes second meets what the other left to be written to disk. Limit: 1.2.
+is first, so that neither always has what the other leaves behind. Limit: 1.2.
 """
 
 from __future__ import annotations
