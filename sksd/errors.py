@@ -271,10 +271,23 @@ class NothingFits(SksdError):
     code = "nothing-fits"
 
 
+class NothingRequired(SksdError):
+    """There is no environment {name} on {host}, and nothing says what is to be in it: give --require or --file."""
+
+    code = "nothing-required"
+
+
 class EnvironmentBroken(SksdError):
     """The environment {name} on {host} cannot be used: {problem}."""
 
     code = "environment-broken"
+
+
+class FolderSilent(SksdError):
+    """The folder {folder} on {host} does not answer: is its file server there? Try again, or take another
+    environment."""
+
+    code = "folder-silent"
 
 
 class ActivationFailed(SksdError):
@@ -321,7 +334,7 @@ class KernelSilent(SksdError):
 
 
 class NotStarted(SksdError):
-    """{host} did not start a kernel: {problem}."""
+    """{host} did not start a kernel: {problem}"""
 
     code = "not-started"
 
@@ -485,6 +498,19 @@ class PixiWorkspace(ChangeFailed):
     """{prefix} belongs to a pixi workspace, which pixi changes: `{command}`."""
 
     code = "pixi-workspace"
+
+
+class WorkerFailed(ChangeFailed):
+    """The process that changes environments {problem}: what it left is undone or finished, or will be by
+    `sksd env repair {host}`."""
+
+    code = "worker-failed"
+
+
+class NoSuchTask(SksdError):
+    """There is no change {task} under way on {host}: it has ended."""
+
+    code = "no-such-task"
 
 
 # -- links ------------------------------------------------------------------------------------------------------

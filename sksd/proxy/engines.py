@@ -73,6 +73,10 @@ class Engines:
         """How many have a process, or will."""
         return sum(engine.state != DEAD for engine in self._engines.values())
 
+    def running_in(self, prefix: str) -> list[str]:
+        """Ids of the living engines of one prefix."""
+        return [engine.record.id for engine in self.all() if engine.record.prefix == prefix and engine.state != DEAD]
+
     async def start(
         self,
         wish: messages.SpinUp,

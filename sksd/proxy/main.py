@@ -29,11 +29,14 @@ from sksd.link.protocol import LinkConnection  # noqa: E402
 from sksd.link.remote import RemoteEnd  # noqa: E402
 from sksd.proxy import shell  # noqa: E402
 from sksd.proxy.activation import Activations  # noqa: E402
+from sksd.proxy.catalogue import Catalogue  # noqa: E402
+from sksd.proxy.changing import Changes  # noqa: E402
 from sksd.proxy.engine import Engine  # noqa: E402
 from sksd.proxy.engines import Engines  # noqa: E402
 from sksd.proxy.log import BoundedLogs  # noqa: E402
 from sksd.proxy.root import Listeners, ProxyRoot  # noqa: E402
 from sksd.proxy.spin_up import SpinningUp  # noqa: E402
+from sksd.proxy.workers import Workers  # noqa: E402
 from sksd.wire.broker import BrokerFactory, LimitedBroker  # noqa: E402
 from sksd.wire.messages import Settings  # noqa: E402
 from sksd.wire.names import DEAD, PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
@@ -57,8 +60,12 @@ class Proxy:
         self.logs = BoundedLogs(reactor, Settings().log_size)
         self.engines = Engines(reactor, self.logs, self._changed)
         login = dict(os.environ)
+        changed = self.listeners.environments_changed
+        self.catalogue = Catalogue(reactor, login, sys.prefix, changed)
+        self.workers = Workers(reactor, self.rest, login)
+        self.changes = Changes(self.catalogue, self.workers, changed, self.engines.running_in)
         activations = Activations(partial(shell.run, reactor))
-        self.spinning = SpinningUp(self.engines, activations, login, sys.prefix)
+        self.spinning = SpinningUp(self.engines, self.catalogue, self.changes, activations, login)
         self.brokers = BrokerFactory()
         self._leaving = reactor.callLater(FIRST_LINGER, self._leave)
 
@@ -72,23 +79,29 @@ class Proxy:
         if self._leaving is not None and self._leaving.active():
             self._leaving.cancel()
         self._leaving = None
-        if not self.connections and not self.engines.living():
+        if not self._needed():
             self._leaving = self.reactor.callLater(LINGER, self._leave)
+
+    def _needed(self) -> int:
+        return self.connections or self.engines.living() or self.workers.busy()
 
     def _leave(self) -> None:
         self._leaving = None
-        if not self.connections and not self.engines.living():
+        if not self._needed():
             log.info("nobody is left: the proxy ends")
             self.reactor.stop()
 
     def broker(self) -> LimitedBroker:
         """For a daemon's connection. Whoever can open the socket is this user, or root: no login."""
         broker = self.brokers.build(False, trusted=True)
-        broker.setNameForLocal("root", ProxyRoot(self.spinning, self._set, self.listeners.add, os.getpid()))
+        root = ProxyRoot(
+            self.engines, self.catalogue, self.changes, self.spinning, self._set, self.listeners.add, os.getpid()
+        )
+        broker.setNameForLocal("root", root)
         return broker
 
     def _set(self, settings: Settings) -> None:
-        self.spinning.settings = settings
+        self.catalogue.settings = settings
         self.logs.resize(settings.log_size)
 
     def link(self) -> LinkConnection:
@@ -197,6 +210,7 @@ def main() -> None:
         _answer({"error": str(failed)})
         raise SystemExit(1) from None
     running.callWhenRunning(_answer, {"ready": True})
+    running.callWhenRunning(proxy.changes.repair_at_start)
     running.addSystemEventTrigger("before", "shutdown", proxy.engines.release)
     running.run()
     path.unlink(missing_ok=True)

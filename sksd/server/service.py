@@ -162,6 +162,12 @@ class Daemon(service.Service):
                 exclude=list(self._configuration.exclude_environments),
                 paths=list(self._configuration.paths),
                 log_size=self._configuration.log_size,
+                backend=self._configuration.backend,
+                backend_executable=self._configuration.backend_executable,
+                channels=list(self._configuration.channels),
+                allow_channels=list(self._configuration.allow_channels),
+                offline=self._configuration.offline,
+                may_create=self._configuration.may_create,
             )
             self._proxies[user] = UserProxy(self._reactor, self._gate, user, settings, self._count)
         return self._proxies[user]
