@@ -68,6 +68,8 @@ class _Worker(protocol.ProcessProtocol):
         self._complaint = b""
         self._last: conda.Done | conda.Failed | None = None
         self._killing: Any = None
+        #: Only from its first event on does it surely take a signal: before its exec one would be lost.
+        self._speaks = False
 
     def connectionMade(self) -> None:
         """Feed it."""
@@ -88,6 +90,10 @@ class _Worker(protocol.ProcessProtocol):
             except (msgspec.MsgspecError, UnicodeDecodeError) as wrong:
                 log.warn("a worker said what is no event: {wrong}", wrong=wrong)
                 continue
+            if not self._speaks:
+                self._speaks = True
+                if self._killing is not None:
+                    self._terminate()
             if isinstance(event, conda.Progress):
                 self._told.progress(msgspec.convert(event, messages.Progress, from_attributes=True))
             elif isinstance(event, conda.Plan):
@@ -99,9 +105,13 @@ class _Worker(protocol.ProcessProtocol):
         """SIGTERM; it undoes what it did, or is killed in the end."""
         if self._killing is None and self.transport.pid:
             self._killing = self._reactor.callLater(UNDO_LIMIT, self.kill)
-            # Not the group: pip and others that it started are the worker's own business.
-            with contextlib.suppress(error.ProcessExitedAlready):
-                self.transport.signalProcess(signal.SIGTERM)
+            if self._speaks:
+                self._terminate()
+
+    def _terminate(self) -> None:
+        # Not the group: pip and others that it started are the worker's own business.
+        with contextlib.suppress(error.ProcessExitedAlready):
+            self.transport.signalProcess(signal.SIGTERM)
 
     def kill(self) -> None:
         """The worker, and what it started."""
@@ -121,10 +131,6 @@ class _Worker(protocol.ProcessProtocol):
                 self.ended.errback(from_code(self._last.code, self._last.message, self._last.fields))
             case None:
                 value: Any = reason.value
-                if self._killing is not None and value.signal == signal.SIGTERM:
-                    # It takes the signal from its first line on: it had not even read its job.
-                    self.ended.errback(_not_begun(self._job))
-                    return
                 how = (
                     f"was killed by signal {value.signal}"
                     if value.signal
