@@ -356,10 +356,23 @@ class NothingFits(SksdError):
     code = "nothing-fits"
 
 
+class NothingRequired(SksdError):
+    """There is no environment {name} on {host}, and nothing says what is to be in it: give --require or --file."""
+
+    code = "nothing-required"
+
+
 class EnvironmentBroken(SksdError):
     """The environment {name} on {host} cannot be used: {problem}."""
 
     code = "environment-broken"
+
+
+class FolderSilent(SksdError):
+    """The folder {folder} on {host} does not answer: is its file server there? Try again, or take another
+    environment."""
+
+    code = "folder-silent"
 
 
 class ActivationFailed(SksdError):
@@ -406,7 +419,7 @@ class KernelSilent(SksdError):
 
 
 class NotStarted(SksdError):
-    """{host} did not start a kernel: {problem}."""
+    """{host} did not start a kernel: {problem}"""
 
     code = "not-started"
 
@@ -427,6 +440,162 @@ class EngineEnded(SksdError):
     """The engine {engine} on {host} has ended ({how}): start another with `sksd start {host} ENV`."""
 
     code = "engine-ended"
+
+
+# -- changing environments --------------------------------------------------------------------------------------
+
+
+class ChangeFailed(SksdError):
+    """The environment {name} could not be changed: {problem}."""
+
+    code = "change-failed"
+
+    def __str__(self) -> str:
+        # What was undone is known only after the failure, and it belongs to every sentence of the family.
+        undone = str(self.fields.get("undone") or "")
+        return f"{super().__str__()} {undone}".rstrip()
+
+
+class Cancelled(ChangeFailed):
+    """The change of {name} was cancelled."""
+
+    code = "cancelled"
+
+
+class NoSuchPackage(ChangeFailed):
+    """There is no package `{spec}` in {channels}: check its name and version, or add the channel that has it."""
+
+    code = "no-such-package"
+
+
+class PackageMissing(ChangeFailed):
+    """{package} is not installed in {name}: `sksd env packages` lists what is."""
+
+    code = "package-missing"
+
+
+class Unsolvable(ChangeFailed):
+    """These packages cannot be together in one environment; ask for less, or for other versions:
+    {problem}"""
+
+    code = "unsolvable"
+
+
+class BadSpec(ChangeFailed):
+    """'{spec}' does not name a package ({problem}): write it as numpy, "numpy >=2" or numpy=2.1."""
+
+    code = "bad-spec"
+
+
+class BadFile(ChangeFailed):
+    """This {format} cannot be used: {problem}."""
+
+    code = "bad-file"
+
+
+class BadCondarc(ChangeFailed):
+    """{file} cannot be used ({problem}): mend it, or move it away."""
+
+    code = "bad-condarc"
+
+
+class EnvironmentExists(ChangeFailed):
+    """{prefix} exists already ({problem}): choose another name, or remove it first."""
+
+    code = "environment-exists"
+
+
+class NotAnEnvironment(ChangeFailed):
+    """{prefix} is not a conda environment ({problem}): sksd changes nothing there."""
+
+    code = "not-an-environment"
+
+
+class EnvironmentFrozen(ChangeFailed):
+    """The environment {name} is frozen and must not be changed: {problem}"""
+
+    code = "environment-frozen"
+
+
+class EnvironmentReadOnly(ChangeFailed):
+    """The environment {name} cannot be changed by you ({problem}): clone it, and change the clone."""
+
+    code = "environment-read-only"
+
+
+class ChannelUnreachable(ChangeFailed):
+    """{url} does not answer ({problem}): check the network and the channels in .condarc, then try again."""
+
+    code = "channel-unreachable"
+
+
+class ChannelRefused(ChangeFailed):
+    """{url} refuses the request ({problem}): check the channel's name and your token or password for it."""
+
+    code = "channel-refused"
+
+
+class ChannelNotAllowed(ChangeFailed):
+    """The channel {channel} is not allowed on {host}: its administrator allows {allowed}."""
+
+    code = "channel-not-allowed"
+
+
+class NotCached(ChangeFailed):
+    """The network is off (offline), and {package} is not in the package cache: try again with the network on."""
+
+    code = "not-cached"
+
+
+class NoPip(ChangeFailed):
+    """pip packages need {what} in the environment {name}: add it to the conda packages."""
+
+    code = "no-pip"
+
+
+class PipFailed(ChangeFailed):
+    """pip could not install into {name}: {problem}"""
+
+    code = "pip-failed"
+
+
+class HalfChanged(ChangeFailed):
+    """The environment {name} is neither what it was nor what it should be ({problem}): free disk space and check the
+    network, then run `sksd env repair`."""
+
+    code = "half-changed"
+
+
+class BackendMissing(ChangeFailed):
+    """{backend} is configured to change environments, but {executable} cannot be run ({problem}): set
+    backend_executable in sksd.conf."""
+
+    code = "backend-missing"
+
+
+class BackendFailed(ChangeFailed):
+    """{backend} failed: {problem}"""
+
+    code = "backend-failed"
+
+
+class PixiWorkspace(ChangeFailed):
+    """{prefix} belongs to a pixi workspace, which pixi changes: `{command}`."""
+
+    code = "pixi-workspace"
+
+
+class WorkerFailed(ChangeFailed):
+    """The process that changes environments {problem}: what it left is undone or finished, or will be by
+    `sksd env repair {host}`."""
+
+    code = "worker-failed"
+
+
+class NoSuchTask(SksdError):
+    """There is no change {task} under way on {host}: it has ended."""
+
+    code = "no-such-task"
 
 
 # -- links ------------------------------------------------------------------------------------------------------

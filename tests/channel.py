@@ -37,13 +37,28 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache"
 
 #: ipython: a later one breaks the channels of spyder-kernels 3.1.
-KERNEL_WHEELS = ("spyder-kernels>=3.1,<3.2", "ipykernel", "ipython<9.18")
+#: pip: what comes with a Python, as conda has it.
+KERNEL_WHEELS = ("spyder-kernels>=3.1,<3.2", "ipykernel", "ipython<9.18", "pip")
 #: Out of the range >=3.1,<3.2 that the tests' front end accepts.
 OLD_KERNEL_WHEEL = "spyder-kernels==3.0.5"
 
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON_VERSION = platform.python_version()
 BUILD = f"py{sys.version_info.major}{sys.version_info.minor}_0"
+#: noarch packages without a Python, by name and version: what each depends on. `left` and `right` cannot be together.
+SMALL: dict[tuple[str, str], tuple[str, ...]] = {
+    ("sksd-test-base", "1.0"): (),
+    ("sksd-test-base", "1.5"): (),
+    ("sksd-test-base", "2.0"): (),
+    ("sksd-test-app", "1.0"): ("sksd-test-base <2",),
+    ("sksd-test-app", "2.0"): ("sksd-test-base >=2",),
+    ("sksd-test-left", "1.0"): ("sksd-test-base <2",),
+    ("sksd-test-right", "1.0"): ("sksd-test-base >=2",),
+    ("sksd-test-many", "1.0"): (),
+    ("sksd-test-many", "2.0"): (),
+}
+#: Files of sksd-test-many: linking it takes long enough to be caught at it.
+MANY = 2000
 #: The environments of `environments`, by name: what each is made of.
 SPECIFICATIONS: dict[str, tuple[str, ...]] = {
     "fits": ("python", "spyder-kernels >=3.1,<3.2", "ipykernel"),
@@ -162,6 +177,15 @@ def _build_channel(folder: Path) -> None:
     tool.write_text("#!/bin/sh\necho a tool without Python\n")
     tool.chmod(0o755)
     jobs.append(("sksd-test-tool", "1.0", stages / "tool", []))
+    for (name, version), needs in SMALL.items():
+        stage = stages / f"{name}-{version}"
+        share = stage / "share" / name
+        share.mkdir(parents=True)
+        (share / "version").write_text(f"{version}\n")
+        (share / f"only-in-{version}").write_text(name)
+        for number in range(MANY if name == "sksd-test-many" else 0):
+            (share / f"{number}").write_text(f"{version} {number}\n")
+        jobs.append((name, version, stage, list(needs)))
     for wheel in _wheels():
         name, version, _, _ = parse_wheel_filename(wheel.name)
         stage = stages / wheel.stem
@@ -174,12 +198,14 @@ def _build_channel(folder: Path) -> None:
         from rattler_build import assemble_package, collect_files
 
         name, version, stage, needs = job
+        noarch = (name, version) in SMALL
         assemble_package(
             name,
             version,
-            subdir,
-            BUILD,
-            folder / subdir,
+            "noarch" if noarch else subdir,
+            "0" if noarch else BUILD,
+            folder / ("noarch" if noarch else subdir),
+            noarch="generic" if noarch else None,
             depends=needs,
             compression_level=1,
             files=collect_files(stage, include_hidden=True),

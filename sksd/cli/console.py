@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--keep", is_flag=True, help="Leave an engine that was started for this running.")
 @options.engine
 @options.starting
+@options.needing
 @options.environment(required=False)
 @options.on_host
 @click.pass_context
@@ -36,6 +37,7 @@ def command(
     variables: dict[str, str | None],
     accepts: list[Accept],
     start_timeout: float,
+    needs: options.Needs,
     engine: str | None,
     keep: bool,
 ) -> int:
@@ -55,7 +57,7 @@ def command(
         from sksd.cli.access import session_on
 
         linger = None if keep else spinning.ORPHAN
-        start = spinning.Start(environment, accepts, cwd, variables, start_timeout, linger, "console")
+        start = spinning.Start(environment, accepts, cwd, variables, start_timeout, linger, "console", needs)
         async with (
             session_on(scope, access) as session,
             spinning.engine_for(scope, session, engine, start, keep) as held,

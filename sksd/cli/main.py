@@ -14,7 +14,7 @@ from sksd.cli.output import Output
 from sksd.errors import DiskFull, SksdError
 
 _COMMANDS = (
-    "hosts info login trust envs run start console engines interrupt restart stop log relay serve completion"
+    "hosts info login trust envs env run start console engines interrupt restart stop log relay serve completion"
 )
 #: Wrong use.
 _WRONG_USE = 2

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 HOSTS: Final = "hosts"
 ENVIRONMENTS: Final = "environments"
+#: Those without a kernel that fits, too.
+ALL_ENVIRONMENTS: Final = "all environments"
 ENGINES: Final = "engines"
 #: Names of one kind that are kept for one host.
 _MOST: Final = 500
@@ -76,6 +78,13 @@ def complete_environments(
     return _beginning(_of_host(context, ENVIRONMENTS), begin)
 
 
+def complete_all_environments(
+    context: click.Context, parameter: click.Parameter, begin: str
+) -> list[CompletionItem]:
+    """Environments of the HOST before it, those without a kernel, too."""
+    return _beginning(_of_host(context, ALL_ENVIRONMENTS), begin)
+
+
 def complete_engines(context: click.Context, parameter: click.Parameter, begin: str) -> list[CompletionItem]:
     """Engines of the HOST before it."""
     return _beginning(_of_host(context, ENGINES), begin)
@@ -113,6 +122,6 @@ def _live(kind: str) -> list[str]:
                 found = await session.engines()
                 return [engine.id for engine in found]
             found = await session.environments()
-            return [environment.name for environment in found if environment.fits]
+            return [each.name for each in found if each.fits or kind == ALL_ENVIRONMENTS]
 
     return running.run(Output(), body)

@@ -12,9 +12,12 @@ import click
 
 from sksd.cli import names
 from sksd.cli.output import Output
+from sksd.errors import SksdError
 
 if TYPE_CHECKING:
-    from sksd.wire.messages import Accept
+    from click.shell_completion import CompletionItem
+
+    from sksd.wire.messages import Accept, EnvironmentFile
 
 Command = Callable[..., Any]
 
@@ -163,6 +166,91 @@ def starting(command: Command) -> Command:
     ):  # fmt: skip
         command = decorate(command)
     return command
+
+
+class File(click.ParamType):
+    """A file that describes an environment. Converts to its text and its format, told from its name and text."""
+
+    name = "file"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> EnvironmentFile:
+        """Called by click."""
+        from sksd.wire.messages import EnvironmentFile, plain, read
+
+        if isinstance(value, EnvironmentFile):
+            return value
+        path = Path(value)
+        try:
+            text = path.read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            problem = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            self.fail(f"{value!r} cannot be read: {problem}.", param, ctx)
+        name = path.name.lower()
+        if "@EXPLICIT" in text:
+            form = "explicit"
+        elif name.endswith(".lock") or "lock" in path.stem.lower():
+            form = "lock"
+        elif name.endswith((".yml", ".yaml")):
+            form = "environment.yml"
+        elif name.endswith((".txt", ".in")):
+            form = "requirements.txt"
+        else:
+            known = "environment.yml, requirements.txt, an explicit list, a lock file"
+            self.fail(f"{value!r} is none of {known}.", param, ctx)
+        file = EnvironmentFile(format=form, text=text)  # type: ignore[arg-type]
+        try:
+            return read(EnvironmentFile, plain(file))
+        except SksdError:
+            self.fail(f"{value!r} is too large.", param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Called by click: a file."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+def required(command: Command) -> Command:
+    """What an environment has to have: `requirements`, `file`."""
+    for decorate in (
+        click.option("--file", metavar="FILE", type=File(),
+                     help="What stands in an environment.yml, requirements.txt, explicit list or lock file."),
+        click.option("--require", "requirements", metavar="SPEC", multiple=True,
+                     help="A conda package that it has to have, as 'numpy>=2'; may be given again."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+@attrs.frozen
+class Needs:
+    """What the environment of a kernel has to have, and whether it may be made or changed for that."""
+
+    requirements: Sequence[str] = ()
+    file: EnvironmentFile | None = None
+    create: bool = False
+    mend: bool = False
+
+
+def needing(command: Command) -> Command:
+    """Options of commands that start an engine in an environment that has to meet something; they become `needs`."""
+
+    @functools.wraps(command)
+    def call(*positional: Any, **given: Any) -> Any:
+        needs = Needs(**{field.name: given.pop(field.name) for field in attrs.fields(Needs)})
+        return command(*positional, needs=needs, **given)
+
+    with_needs: Command = required(call)
+    for decorate in (
+        click.option("--mend", is_flag=True, help="Change the environment if it lacks something."),
+        click.option("--create", is_flag=True, help="Make it from --require and --file if there is none."),
+    ):
+        with_needs = decorate(with_needs)
+    return with_needs
 
 
 def engine(command: Command) -> Command:

@@ -72,6 +72,7 @@ class _Run(click.Command):
               help="Save pictures there, as figure-1.png and so on.")
 @options.engine
 @options.starting
+@options.needing
 @click.argument(
     "words", metavar="[ENV] [FILE|-] [ARGS]...", nargs=-1, shell_complete=names.complete_program
 )
@@ -85,6 +86,7 @@ def command(
     variables: dict[str, str | None],
     accepts: list[Accept],
     start_timeout: float,
+    needs: options.Needs,
     engine: str | None,
     figures: Path | None,
     code: str | None,
@@ -120,7 +122,7 @@ def command(
         front: Screen | Record = (Record if output.as_json else Screen)(figures, stdin=not reads_stdin)
         label = f"run {name}" if name else "run -c"
         start = spinning.Start(
-            environment, accepts, cwd, variables, start_timeout, spinning.ORPHAN, label[:255]
+            environment, accepts, cwd, variables, start_timeout, spinning.ORPHAN, label[:255], needs
         )
         async with (
             session_on(scope, access) as session,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 import attrs
+import click
 from twisted.internet import defer
 
 from sksd.cli import names
+from sksd.cli.options import Needs
+from sksd.cli.progress import Steps, new_task
 from sksd.cli.running import Job, Scope, finished
 from sksd.client.hosts import Target
 from sksd.client.session import EngineSession, Session
 from sksd.errors import (
+    Cancelled,
     EngineAmbiguous,
     EngineEnded,
     NoSuchEngine,
@@ -22,7 +27,7 @@ from sksd.errors import (
     SksdError,
     from_code,
 )
-from sksd.wire.messages import Accept, Engine, Outcome, SpinUp, Ticket
+from sksd.wire.messages import Accept, Engine, Outcome, Progress, SpinUp, Ticket
 from sksd.wire.names import DEAD
 
 #: Seconds after which the host ends an engine of ours when we were killed and could not.
@@ -42,6 +47,7 @@ class Start:
     timeout: float = 60.0
     linger: float | None = None
     label: str = ""
+    needs: Needs = attrs.field(factory=Needs)
 
 
 @attrs.frozen
@@ -64,15 +70,27 @@ async def spin_up(scope: Scope, session: Session, start: Start) -> Outcome:
         linger=start.linger,
         timeout=start.timeout,
         label=start.label,
+        requirements=list(start.needs.requirements),
+        file=start.needs.file,
+        create=start.needs.create,
+        mend=start.needs.mend,
+        task=new_task(),
     )
-    with scope.output.waiting(scope.reactor, f"Starting a kernel in {environment}") as change:
-        spinning = session.spin_up(wish, lambda progress: change(progress.message))
-        starting = Job(defer.ensureDeferred(spinning))
+    with Steps(scope.output) as steps, contextlib.ExitStack() as stack:
+        told: Callable[[Progress], None] = steps.told
+        if not (wish.create or wish.mend):
+            waiting = scope.output.waiting(scope.reactor, f"Starting a kernel in {environment}")
+            change = stack.enter_context(waiting)
+            told = lambda event: change(event.message)  # noqa: E731
+        starting = Job(defer.ensureDeferred(session.spin_up(wish, told)))
         try:
             return await starting.wait()
         except defer.CancelledError:
-            change("Giving up")
+            if wish.create or wish.mend:
+                await finished(session.cancel(wish.task))
             outcome = await finished(starting.wait())
+            if outcome is not None and outcome.code == Cancelled.code:
+                scope.output.note(f"sksd: {outcome.message}")
             if outcome is not None and outcome.engine is not None:
                 engine = await finished(session.engine(outcome.engine.id))
                 if engine is not None:
@@ -93,9 +111,10 @@ def failure(host: str, start: Start, outcome: Outcome) -> SksdError | None:
         return None
     if outcome.code is not None:
         return from_code(outcome.code, outcome.message or "", {**outcome.fields, "host": host})
-    # Any one of the unmet would do; the first is what the front end likes best.
-    words = [outcome.message or outcome.outcome, *(unmet.mend for unmet in outcome.unmet[:1])]
-    return NotStarted(host=host, problem="; ".join(word for word in words if word))
+    rows = [(each.requirement, each.found or "not there", each.mend) for each in outcome.unmet]
+    wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    lines = [f"  {need:<{wide[0]}}  {there:<{wide[1]}}  {mend}" for need, there, mend in rows]
+    return NotStarted(host=host, problem="\n".join([outcome.message or outcome.outcome, *lines]))
 
 
 async def find(session: Session, engine: str) -> Engine:
@@ -132,6 +151,8 @@ async def engine_for(
 ) -> AsyncIterator[Held]:
     """The engine that was named, or a new one, which is stopped after the block unless `keep`."""
     if engine is not None:
+        if start.needs != Needs():
+            raise click.UsageError("--require, --file, --create and --mend are for a new engine, not for --engine.")
         found = await find(session, engine)
         if found.state == DEAD:
             raise EngineEnded(host=session.route.name, engine=found.id, how=found.reason or "it is dead")

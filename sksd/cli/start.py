@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--linger", metavar="S", type=click.FloatRange(0, 1e9),
               help="Stop it after S seconds without a front end (default: never).")
 @options.starting
+@options.needing
 @options.environment(required=True)
 @options.on_host
 @click.pass_obj
@@ -31,6 +32,7 @@ def command(
     variables: dict[str, str | None],
     accepts: list[Accept],
     start_timeout: float,
+    needs: options.Needs,
     linger: float | None,
     label: str,
 ) -> None:
@@ -44,7 +46,7 @@ def command(
         from sksd.cli.access import session_on
         from sksd.wire.messages import plain
 
-        start = spinning.Start(environment, accepts, cwd, variables, start_timeout, linger, label)
+        start = spinning.Start(environment, accepts, cwd, variables, start_timeout, linger, label, needs)
         async with session_on(scope, access) as session:
             outcome = await spinning.spin_up(scope, session, start)
             name = session.route.name

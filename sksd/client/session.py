@@ -18,7 +18,7 @@ from sksd import __version__
 from sksd.client import sshkeys
 from sksd.client.tls import Creator, client_refused
 from sksd.errors import HostGone, LoginRefused, SksdError, SshKeyRefused, TimedOut, Unreachable
-from sksd.wire import messages, sshkey
+from sksd.wire import changes, messages, sshkey
 from sksd.wire.broker import BrokerFactory, LimitedBroker, Remote
 from sksd.wire.calls import CALL_TIMEOUT, Caller
 from sksd.wire.handshake import AfterHandshake, channel_binding
@@ -26,6 +26,8 @@ from sksd.wire.names import ALPN_LINK, ALPN_PB, METHOD_SSH_KEY
 
 #: Seconds to connect, and again for TLS and the first call.
 CONNECT_TIMEOUT: Final = 10.0
+#: Seconds that sizes of environments may take beside the listing itself.
+DETAIL_LIMIT: Final = 60.0
 #: Seconds to hang up politely.
 CLOSE_TIMEOUT: Final = 2.0
 
@@ -105,8 +107,15 @@ class _Mind(Remote):
 
 
 class _Observer(Remote):
-    def __init__(self, told: Callable[[messages.Progress], None]) -> None:
+    def __init__(
+        self, told: Callable[[messages.Progress], None], plan: Callable[[changes.Plan], None] = lambda _: None
+    ) -> None:
         self._told = told
+        self._plan = plan
+
+    async def remote_plan(self, request: dict[str, Any]) -> messages.Nothing:
+        self._plan(messages.read(changes.Plan, request))
+        return messages.Nothing()
 
     async def remote_progress(self, request: dict[str, Any]) -> messages.Nothing:
         self._told(messages.read(messages.Progress, request))
@@ -226,8 +235,8 @@ class Session:
     """A logged-in connection. Closing it detaches; engines go on. When the connection is gone, the next call makes
     another.
 
-    `on_event` is called with each `messages.Event` (an engine's new state), `on_gone` once when the connection has
-    ended in whatever way.
+    `on_event` is called with each `messages.Event` (an engine's new state, another listing), `on_gone` once when the
+    connection has ended in whatever way.
     """
 
     def __init__(
@@ -300,17 +309,45 @@ class Session:
 
     async def environments(self, accepts: list[messages.Accept] | None = None) -> list[messages.Environment]:
         """The environments there, judged by what this front end accepts (None: any known kernel)."""
-        query = messages.EnvironmentsQuery(accepts=accepts or [])
-        answer = await self._call("environments", query, messages.Environments)
-        return answer.environments
+        return (await self.listing(messages.EnvironmentsQuery(accepts=accepts or []))).environments
+
+    async def listing(self, query: messages.EnvironmentsQuery) -> messages.Environments:
+        """The environments there, and the folders that did not answer."""
+        more = DETAIL_LIMIT if query.detail else 0.0
+        timeout = self._caller.timeout + more
+        return await self._call("environments", query, messages.Environments, timeout=timeout)
+
+    async def change(
+        self,
+        wish: changes.Change | changes.RepairEnvironments,
+        progress: Callable[[messages.Progress], None] = lambda _: None,
+        plan: Callable[[changes.Plan], None] = lambda _: None,
+    ) -> changes.Changed:
+        """Make, change, remove, clone, rename, export or list an environment: whatever `wish` asks for.
+
+        `progress` is called while it takes its time, `plan` once before anything is changed. It goes on when this
+        session ends; `cancel(wish.task)` undoes it, and it then raises Cancelled.
+        """
+        observer = _Observer(progress, plan)
+        call = changes.call_of(wish)
+        return await self._call(
+            call, wish, changes.Changed, observer, timeout=changes.CHANGE_LIMIT + self._caller.timeout
+        )
+
+    async def cancel(self, task: str) -> None:
+        """Undo and end a change; its own call answers once that is done. Raises NoSuchTask."""
+        await self._call("cancel", changes.CancelTask(task=task), messages.Nothing)
 
     async def spin_up(
         self, wish: messages.SpinUp, progress: Callable[[messages.Progress], None] | None = None
     ) -> messages.Outcome:
         """Start an engine; one of the five outcomes. `progress` is called while it takes its time."""
         observer = _Observer(progress) if progress is not None else None
+        timeout = wish.timeout + self._caller.timeout
+        if wish.create or wish.mend:
+            timeout += changes.CHANGE_LIMIT
         outcome = await self._call(
-            "spin_up", wish, messages.Outcome, observer, timeout=wish.timeout + self._caller.timeout
+            "spin_up", wish, messages.Outcome, observer, timeout=timeout
         )
         if outcome.code is not None:
             # The host does not know what this person calls it.

@@ -80,6 +80,8 @@ class Engine:
         self._removed = False
         #: The last lines of the log, kept after the log itself is gone.
         self.last_words = ""
+        #: What the kernel answered when it was asked for its kernel_info; empty for one that was adopted.
+        self.kernel_info: dict[str, Any] = {}
         self._reactor = reactor
         self._logs = logs
         self._sizes = sizes
@@ -378,7 +380,8 @@ class Engine:
             self._reactor, self.record.connection, "shell", "kernel_info_request", {}, self._answered
         )
 
-    def _answered(self, _: dict[str, Any]) -> None:
+    def _answered(self, content: dict[str, Any]) -> None:
+        self.kernel_info = content
         self._question = None
         self._ready_soon(LOOKS)
 

@@ -44,10 +44,14 @@ class KeeperRoot(Remote):
             engines=[engine.describe() for engine in self._engines.all()],
         )
 
-    async def remote_start(self, request: dict[str, Any]) -> messages.Outcome:
+    async def remote_start(self, request: dict[str, Any]) -> messages.BegunEngine:
         """Start an engine; answers when its kernel has answered."""
         engine = await self._engines.start(messages.read(messages.StartEngine, request))
-        return messages.Outcome(outcome="", engine=engine.describe(), ticket=self._ticket(engine))
+        version: str | None = None
+        match engine.kernel_info.get("spyder_kernels_info"):
+            case [str() as said, *_]:
+                version = said
+        return messages.BegunEngine(engine=engine.describe(), ticket=self._ticket(engine), version=version)
 
     async def remote_engines(self, request: dict[str, Any]) -> messages.Engines:
         """All engines, oldest first."""

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from sksd.errors import BadName, EnvironmentBroken, NoSuchEnvironment, NotAllowed
+from sksd.errors import BadName, EnvironmentBroken, FolderSilent, NoSuchEnvironment, NotAllowed
 from sksd.proxy.kernels import ANY_KERNEL, choose_kernel, shortcoming
 from sksd.proxy.prefixes import CONDA, PIXI, Prefix, PrefixReader, is_interpreter_name, normalised
-from sksd.proxy.sources import Candidate, Sources, candidates
+from sksd.proxy.sources import At, Candidate, Sources, anywhere, candidates
 from sksd.wire.messages import Accept, Environment, Kernel
 
 #: Folder names that say nothing about a venv: its parent's name is taken instead.
@@ -37,24 +37,27 @@ class Listed:
 
 
 def list_environments(
-    sources: Sources, reader: PrefixReader, accepts: Sequence[Accept] = ()
+    sources: Sources, reader: PrefixReader, accepts: Sequence[Accept] = (), at: At = anywhere
 ) -> list[Environment]:
     """The listing that the avatar's `environments` answers: sksd's own first, then by source and name.
 
     Excluded ones are left out, broken ones are in it with a reason. Raises BadRequest for a bad range in
     `accepts` and nothing else.
     """
-    shown = (listed for listed in gather(sources, reader) if not excluded(listed, sources.exclude))
-    return [_described(listed, accepts) for listed in shown]
+    shown = (listed for listed in gather(sources, reader, at) if not excluded(listed, sources.exclude))
+    return [described(listed, accepts) for listed in shown]
 
 
-def find_environment(sources: Sources, reader: PrefixReader, text: str) -> Listed:
-    """The environment that `text` names; called by spin_up.
+def find_environment(
+    sources: Sources, reader: PrefixReader, text: str, at: At = anywhere, *, broken: bool = False
+) -> Listed:
+    """The environment that `text` names; called by spin_up, and for changes.
 
     `text`: a name of the listing, an absolute prefix (one that no source has counts too), or the absolute
     path of a Python in one, which is then the Python that is taken. An environment without Python is found:
     what it lacks is for `choose_kernel` to say. Raises BadName, NoSuchEnvironment (its field `suggestion` has
-    a close name, or is empty), NotAllowed for an excluded one, EnvironmentBroken.
+    a close name, or is empty), NotAllowed for an excluded one, FolderSilent where its folder does not answer,
+    EnvironmentBroken unless `broken`.
     """
     if not text.strip():
         raise BadName(name="an empty name", problem="give a name of the listing, or an absolute path")
@@ -64,7 +67,9 @@ def find_environment(sources: Sources, reader: PrefixReader, text: str) -> Liste
         raise BadName(name=ascii(text), problem="it is not UTF-8")
     if "/" in text and not os.path.isabs(text):
         raise BadName(name=text, problem="a path must be absolute")
-    everything = gather(sources, reader)
+    everything = gather(sources, reader, at)
+    if os.path.isabs(text) and not at(os.path.dirname(text)):
+        raise FolderSilent(folder=os.path.dirname(text))
     found = _by_path(everything, reader, text) if os.path.isabs(text) else _by_name(everything, text)
     if found is None:
         visible = [listed.name for listed in everything if not excluded(listed, sources.exclude)]
@@ -72,7 +77,7 @@ def find_environment(sources: Sources, reader: PrefixReader, text: str) -> Liste
         raise NoSuchEnvironment(name=text, suggestion=close[0] if close else "")
     if excluded(found, sources.exclude):
         raise NotAllowed(problem=f"the environment {found.label} is excluded (exclude_environments)")
-    if found.prefix.problem is not None:
+    if found.prefix.problem is not None and not broken:
         raise EnvironmentBroken(name=found.name, problem=found.prefix.problem)
     return found
 
@@ -81,17 +86,24 @@ def excluded(listed: Listed, patterns: Sequence[str]) -> bool:
     """Whether a pattern hides and refuses it: only conda's kinds, where `base` and `_x` are conventions."""
     if listed.prefix.kind not in (CONDA, PIXI):
         return False
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in (listed.label, listed.name))
+    return any(hidden(name, patterns) for name in (listed.label, listed.name))
 
 
-def gather(sources: Sources, reader: PrefixReader) -> list[Listed]:
-    """Every environment, excluded ones too, each once by its real path, named."""
+def hidden(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a conda environment of this name would be excluded."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def gather(sources: Sources, reader: PrefixReader, at: At = anywhere) -> list[Listed]:
+    """Every environment, excluded ones too, each once by its real path, named. `at`: as `candidates` has it."""
     found: list[Listed] = []
     paths: set[str] = set()
     names: set[str] = set()
     folders: dict[str, str] = {}
 
     def add(candidate: Candidate, own: bool = False) -> None:
+        if not at(os.path.dirname(candidate.path)):
+            return
         path = _resolved(candidate.path, folders)
         if path in paths:
             return
@@ -106,7 +118,7 @@ def gather(sources: Sources, reader: PrefixReader) -> list[Listed]:
 
     if sources.own:
         add(Candidate(sources.own, interpreter=True), own=True)
-    for candidate in candidates(sources):
+    for candidate in candidates(sources, at):
         add(candidate)
     return found
 
@@ -130,7 +142,8 @@ def _label(prefix: Prefix, base: bool = False) -> str:
     return name or prefix.path
 
 
-def _described(listed: Listed, accepts: Sequence[Accept]) -> Environment:
+def described(listed: Listed, accepts: Sequence[Accept] = ()) -> Environment:
+    """One environment as it crosses the wire. Raises BadRequest as `list_environments`."""
     prefix = listed.prefix
     chosen = choose_kernel(prefix, accepts)
     if isinstance(chosen, Kernel):
@@ -150,7 +163,25 @@ def _described(listed: Listed, accepts: Sequence[Accept]) -> Environment:
         fits=reason is None,
         reason=None if reason is None else _speakable(reason),
         own=listed.own,
+        broken=prefix.problem is not None,
+        writable=_writable(prefix),
+        shared=_shared(prefix.path),
+        frozen=prefix.frozen is not None,
+        frozen_message=_speakable(prefix.frozen or ""),
     )
+
+
+def _writable(prefix: Prefix) -> bool:
+    # Asked each time: a change of rights changes no folder's time.
+    places = [os.path.join(prefix.path, "conda-meta")] if prefix.kind in (CONDA, PIXI) else list(prefix.folders[-1:])
+    return all(os.access(place, os.W_OK) for place in (prefix.path, *places))
+
+
+def _shared(path: str) -> bool:
+    try:
+        return os.stat(path).st_uid != os.getuid()
+    except OSError:
+        return False
 
 
 def _speakable(text: str) -> str:

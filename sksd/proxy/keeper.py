@@ -43,8 +43,8 @@ class Keeper:
     replaced by `configure`."""
 
     def __init__(self, reactor: Any, environ: dict[str, str], told: Callable[[messages.Event], None]) -> None:
-        #: Ids of the engines that live, as far as the keeper has told.
-        self.living: set[str] = set()
+        #: The engines that live, by their ids, as far as the keeper has told.
+        self.living: dict[str, messages.Engine] = {}
         self._reactor = reactor
         self._environ = environ
         self._heard = told
@@ -115,7 +115,11 @@ class Keeper:
         info = await self._caller.call(
             root, "settings", self._settings, messages.ProxyInfo, _Listener(self._told), timeout=FIRST_CALL
         )
-        self.living = {engine.id for engine in info.engines if engine.state != DEAD}
+        self.living = {engine.id: engine for engine in info.engines if engine.state != DEAD}
+
+    def running_in(self, prefix: str) -> list[str]:
+        """Ids of the living engines of one prefix."""
+        return [engine.id for engine in self.living.values() if engine.prefix == prefix]
 
     def disconnect(self) -> None:
         """Called when the proxy ends."""
@@ -125,7 +129,9 @@ class Keeper:
 
     def _told(self, event: messages.Event) -> None:
         if event.engine is not None:
-            (self.living.discard if event.engine.state == DEAD else self.living.add)(event.engine.id)
+            self.living.pop(event.engine.id, None)
+            if event.engine.state != DEAD:
+                self.living[event.engine.id] = event.engine
         self._heard(event)
 
     def _lost(self) -> None:

@@ -30,6 +30,8 @@ zmq.Context.socket = socket
 del sys.argv[0]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
+#: What must hold beside a kernel package for a front end to work with it (docs/decisions/0002).
+BOUNDS = {"spyder-kernels": ("ipython<9.18",)}
 #: What counts when the front end names nothing.
 ANY_KERNEL = tuple(Accept(package=package) for package in MODULES)
 
@@ -51,9 +53,10 @@ def choose_kernel(prefix: Prefix, accepts: Sequence[Accept] = ()) -> Kernel | li
         inside = accepted(found or "0", accept)
         if found is not None and inside:
             return Kernel(package=package, version=found)
-        unmet.append(Unmet(requirement=requirement(accept), found=found, mend=_mend(prefix, accept, found)))
+        wanted = requirement(accept)
+        unmet.append(Unmet(requirement=wanted, found=found, mend=mending(prefix, wanted, found)))
     if prefix.python is None:
-        return [Unmet(requirement="python", found=None, mend=_mend(prefix, accepts[0], None))]
+        return [Unmet(requirement="python", found=None, mend=mending(prefix, requirement(accepts[0]), None))]
     return unmet
 
 
@@ -103,9 +106,10 @@ def _end(accept: Accept, text: str | None) -> Version | None:
         raise BadRequest(problem=f"'{text}' in the range of {accept.package} is not a version") from None
 
 
-def _mend(prefix: Prefix, accept: Accept, found: str | None) -> str:
-    wanted = shlex.quote(requirement(accept))
-    if prefix.kind in (CONDA, PIXI) and prefix.python is None:
+def mending(prefix: Prefix, wanted: str, found: str | None, *, pip: bool = False) -> str:
+    """What a person would type on the host to have `wanted` (a conda spec, or a requirement of pip's) in `prefix`."""
+    wanted = shlex.quote(wanted)
+    if prefix.kind in (CONDA, PIXI) and prefix.python is None and not wanted.startswith("python"):
         wanted = f"python {wanted}"
     where = shlex.quote(prefix.path)
     if prefix.kind == PIXI:
@@ -115,11 +119,17 @@ def _mend(prefix: Prefix, accept: Accept, found: str | None) -> str:
         if folder == os.path.expanduser("~"):
             command = f"pixi global add --environment {shlex.quote(name)} {wanted}"
         else:
-            command = f"cd {shlex.quote(folder)} && pixi add {wanted}"
-    elif prefix.kind == CONDA:
+            command = f"cd {shlex.quote(folder)} && pixi add {'--pypi ' if pip else ''}{wanted}"
+    elif prefix.kind == CONDA and (prefix.python is None or not pip):
         command = f"conda install -p {where} {wanted}"
     elif prefix.python is None:
         return f"make it again: python3 -m venv --clear {where}"
     else:
         command = f"{shlex.quote(prefix.python)} -m pip install {wanted}"
     return f"{'install it' if found is None else 'change it'}: {command}"
+
+
+def kernel_spec(accepts: Sequence[Accept]) -> tuple[str, tuple[str, ...]]:
+    """The conda spec of the kernel that a new environment gets for a front end, and the bounds that go with it."""
+    first = (accepts or ANY_KERNEL)[0]
+    return requirement(first), BOUNDS.get(normalised(first.package), ())

@@ -19,9 +19,12 @@ from sksd import paths  # noqa: E402
 from sksd.errors import SksdError  # noqa: E402
 from sksd.proxy import shell  # noqa: E402
 from sksd.proxy.activation import Activations  # noqa: E402
+from sksd.proxy.catalogue import Catalogue  # noqa: E402
+from sksd.proxy.changing import Changes  # noqa: E402
 from sksd.proxy.keeper import HandOver, Keeper  # noqa: E402
 from sksd.proxy.root import Listeners, ProxyRoot  # noqa: E402
 from sksd.proxy.spin_up import SpinningUp  # noqa: E402
+from sksd.proxy.workers import Workers  # noqa: E402
 from sksd.wire.broker import BrokerFactory, LimitedBroker  # noqa: E402
 from sksd.wire.messages import Settings  # noqa: E402
 from sksd.wire.names import PREAMBLE_GATE, PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
@@ -39,10 +42,14 @@ class Proxy:
         self.listeners = Listeners()
         self.keeper = Keeper(reactor, login, self.listeners.told)
         activations = Activations(partial(shell.run, reactor))
-        self.spinning = SpinningUp(self.keeper, activations, login, sys.prefix)
+        changed = self.listeners.environments_changed
+        self.catalogue = Catalogue(reactor, login, sys.prefix, changed)
+        self.workers = Workers(reactor, lambda: self.resident.rest(), login)
+        self.changes = Changes(self.catalogue, self.workers, changed, self.keeper.running_in)
+        self.spinning = SpinningUp(self.keeper, self.catalogue, self.changes, activations, login)
         self.brokers = BrokerFactory()
         entrances: dict[bytes, Build] = {PREAMBLE_PB: self._broker, PREAMBLE_LINK: partial(HandOver, self.keeper)}
-        self.resident = Resident(reactor, entrances, lambda: False, prologue=PREAMBLE_GATE)
+        self.resident = Resident(reactor, entrances, lambda: bool(self.workers.busy()), prologue=PREAMBLE_GATE)
         # Soon it will be needed, and it takes its time.
         reactor.callWhenRunning(lambda: defer.ensureDeferred(self._begin()))
 
@@ -65,12 +72,21 @@ class Proxy:
             ticket = partial(Tickets(key).issue, user)
             if only == "link":
                 return broker
-        root = ProxyRoot(self.spinning, self.keeper, self._set, self.listeners.add, os.getpid(), ticket)
+        root = ProxyRoot(
+            self.keeper,
+            self.catalogue,
+            self.changes,
+            self.spinning,
+            self._set,
+            self.listeners.add,
+            os.getpid(),
+            ticket,
+        )
         broker.setNameForLocal("root", root)
         return broker
 
     async def _set(self, settings: Settings) -> None:
-        self.spinning.settings = settings
+        self.catalogue.settings = settings
         await self.keeper.configure(settings)
 
 

@@ -7,6 +7,7 @@ documentation the folder); venvs: `pyvenv.cfg` (PEP 405); what pip installed: `<
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -26,6 +27,9 @@ RACY_SECONDS: Final = 2.0
 #: So many prefixes are remembered; people have tens.
 CACHE_LIMIT: Final = 4096
 
+#: Bytes of conda-meta/frozen that are read.
+_LARGEST_NOTE: Final = 65536
+
 #: In this order: in a conda environment and a venv `python` is the one; a system may have python3 only.
 _USUAL: Final = ("python", "python3")
 _INTERPRETER = re.compile(r"^(?:python|pypy)[0-9.]*t?$")
@@ -38,8 +42,10 @@ class Prefix:
 
     `path` is absolute. `kind`: conda, venv, pixi or python. `python` is the absolute path of its interpreter
     and `version` that one's version as `3.11.7` (`3.11` where no more is known); both None when there is
-    none. `packages`: normalised names to versions. `problem`: why it is broken, as the end of a sentence;
-    None when it is not. `base`: the environment that conda itself lives in.
+    none. `packages`: normalised names to versions; `builds`: of those that conda installed, their builds.
+    `folders`: where pip and Python look for packages, the first first. `frozen`: what conda-meta/frozen says to
+    whoever wants to change it (CEP 22), empty where it says nothing; None when it may be changed. `problem`: why
+    it is broken, as the end of a sentence; None when it is not. `base`: the environment that conda itself lives in.
     """
 
     path: str
@@ -47,6 +53,9 @@ class Prefix:
     python: str | None = None
     version: str | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
+    builds: Mapping[str, str] = field(default_factory=dict)
+    folders: tuple[str, ...] = ()
+    frozen: str | None = None
     problem: str | None = None
     base: bool = False
 
@@ -112,14 +121,14 @@ def normalised(name: str) -> str:
 
 # Remembered: environments have many packages in common.
 @lru_cache(maxsize=8192)
-def from_conda_meta(file: str) -> tuple[str, str] | None:
-    """Normalised name and version from a file name of conda-meta; None where it is not a package's."""
+def from_conda_meta(file: str) -> tuple[str, str, str] | None:
+    """Normalised name, version and build from a file name of conda-meta; None where it is not a package's."""
     if not file.endswith(".json"):
         return None
     parts = file[:-5].rsplit("-", 2)
     if len(parts) != 3 or not all(parts):
         return None
-    return normalised(parts[0]), parts[1]
+    return normalised(parts[0]), parts[1], parts[2]
 
 
 @lru_cache(maxsize=8192)
@@ -189,7 +198,9 @@ class _Reading:
             kind = PYTHON
         else:
             return None
-        conda = dict(filter(None, map(from_conda_meta, files or ())))
+        records = list(filter(None, map(from_conda_meta, files or ())))
+        conda = {name: package_version for name, package_version, _ in records}
+        frozen = self._frozen() if files and "frozen" in files else None
         settings = self._venv_settings() if kind == VENV else {}
         python = self._interpreter()
         version = conda.get("python") or settings.get("version") or settings.get("version_info")
@@ -197,6 +208,7 @@ class _Reading:
             version = ".".join(version.split(".")[:3])
         minor = self._minor(python, version)
         packages: dict[str, str] = {}
+        folders: list[str] = []
         if python is not None and minor is None:
             self._found(f"it has {python} but no lib/python3.X")
         elif python is not None and minor is not None:
@@ -214,12 +226,28 @@ class _Reading:
             python=python,
             version=(version or minor) if python is not None else None,
             packages=conda | packages,
+            builds={name: build for name, _, build in records},
+            folders=tuple(folders),
+            frozen=frozen,
             problem=self.problem,
             base=kind == CONDA and self._is_base(),
         )
 
     def _found(self, problem: str | None) -> None:
         self.problem = self.problem or problem
+
+    def _frozen(self) -> str:
+        path = os.path.join(self.path, "conda-meta", "frozen")
+        # Written again in its place, the folder around it does not change.
+        self.watched.append(path)
+        try:
+            # Not to be held up by a FIFO in its place.
+            with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+                said = json.loads(file.read(_LARGEST_NOTE))
+        except (OSError, ValueError):
+            return ""
+        message = said.get("message") if isinstance(said, dict) else None
+        return message if isinstance(message, str) else ""
 
     def _is_base(self) -> bool:
         # condabin alone is in every environment that has the package conda in it.

@@ -8,18 +8,40 @@ from typing import Any, Final
 from twisted.spread import pb
 
 from sksd import __version__
+from sksd.proxy.catalogue import Catalogue
+from sksd.proxy.changing import Changes
 from sksd.proxy.keeper import Keeper
 from sksd.proxy.spin_up import SpinningUp
+from sksd.proxy.workers import Silence, Told
 from sksd.wire import messages
-from sksd.wire.broker import Remote
 from sksd.wire.calls import tell
+from sksd.wire.changes import CancelTask, Changed, Changing, Plan
 from sksd.wire.names import PROTOCOL
 
 #: Seconds that a call may take in the keeper beyond what the kernel itself is given.
 _MARGIN: Final = 25.0
 
 
-class ProxyRoot(Remote):
+class _Told:
+    """Tells an observer."""
+
+    def __init__(self, observer: pb.RemoteReference) -> None:
+        self._observer = observer
+
+    def progress(self, event: messages.Progress) -> None:
+        """A step."""
+        tell(self._observer, "progress", event)
+
+    def plan(self, event: Plan) -> None:
+        """What will be done."""
+        tell(self._observer, "plan", event)
+
+
+def _told(observer: pb.RemoteReference | None) -> Told:
+    return Silence() if observer is None else _Told(observer)
+
+
+class ProxyRoot(Changing):
     """One daemon's connection. `configure` takes what its configuration says, `listen` who is told of events;
     `ticket` makes an engine's ticket, or nothing where the daemon does that itself.
 
@@ -28,15 +50,19 @@ class ProxyRoot(Remote):
 
     def __init__(
         self,
-        spinning: SpinningUp,
         keeper: Keeper,
+        catalogue: Catalogue,
+        changes: Changes,
+        spinning: SpinningUp,
         configure: Callable[[messages.Settings], Awaitable[None]],
         listen: Callable[[pb.RemoteReference], None],
         pid: int,
         ticket: Callable[[str], str],
     ) -> None:
-        self._spinning = spinning
         self._keeper = keeper
+        self._catalogue = catalogue
+        self._changes = changes
+        self._spinning = spinning
         self._configure = configure
         self._listen = listen
         self._pid = pid
@@ -51,20 +77,22 @@ class ProxyRoot(Remote):
 
     async def remote_environments(self, request: dict[str, Any]) -> messages.Environments:
         """All environments, read afresh."""
-        query = messages.read(messages.EnvironmentsQuery, request)
-        return messages.Environments(environments=self._spinning.listing(query.accepts))
+        return await self._catalogue.listing(messages.read(messages.EnvironmentsQuery, request))
+
+    async def change(self, call: str, wish: Any, observer: pb.RemoteReference | None) -> Changed:
+        """Any of the calls that change an environment."""
+        return await self._changes.change(wish, _told(observer))
+
+    async def remote_cancel(self, request: dict[str, Any]) -> messages.Nothing:
+        """Undo and end a change."""
+        self._changes.cancel(messages.read(CancelTask, request))
+        return messages.Nothing()
 
     async def remote_spin_up(
         self, request: dict[str, Any], observer: pb.RemoteReference | None = None
     ) -> messages.Outcome:
         """Start an engine. What keeps it from starting is raised; the avatar makes it an outcome."""
-        wish = messages.read(messages.SpinUp, request)
-
-        def progress(step: str, message: str) -> None:
-            if observer is not None:
-                tell(observer, "progress", messages.Progress(step=step, message=message))
-
-        outcome = await self._spinning.spin_up(wish, progress)
+        outcome = await self._spinning.spin_up(messages.read(messages.SpinUp, request), _told(observer))
         if outcome.ticket is not None:
             outcome.ticket.ticket = self._ticket(outcome.ticket.engine)
         return outcome
@@ -113,6 +141,10 @@ class Listeners:
         """Tell it until its connection is gone."""
         self._listeners.add(listener)
         listener.broker.notifyOnDisconnect(lambda: self._listeners.discard(listener))
+
+    def environments_changed(self) -> None:
+        """Called when a listing of the environments is another than it was."""
+        self.told(messages.Event(event="environments"))
 
     def told(self, event: messages.Event) -> None:
         """Called with each event of the keeper."""

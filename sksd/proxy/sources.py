@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Template
 from typing import Final
@@ -69,21 +69,31 @@ class Candidate:
     interpreter: bool = False
 
 
-def candidates(sources: Sources) -> Iterator[Candidate]:
+#: Called with a folder before something in it is read; False: leave it alone, it does not answer.
+At = Callable[[str], bool]
+
+
+def anywhere(folder: str) -> bool:
+    """The `At` of whoever has time."""
+    return True
+
+
+def candidates(sources: Sources, at: At = anywhere) -> Iterator[Candidate]:
     """Every place to look at, in source order and by name within a source; some more than once, many with
     nothing there. Absolute, not resolved. Never raises: what cannot be read is skipped."""
-    yield from map(Candidate, _registered(sources))
-    for folder in _envs_dirs(sources):
-        yield from map(Candidate, _children(folder))
+    if at(sources.home):
+        yield from map(Candidate, _registered(sources))
+    for folder in _envs_dirs(sources, at):
+        yield from map(Candidate, _children(folder, at))
     for base in _bases(sources):
         yield Candidate(base, base=True)
-        yield from map(Candidate, _children(os.path.join(base, "envs")))
+        yield from map(Candidate, _children(os.path.join(base, "envs"), at))
     pixi = sources.environ.get("PIXI_HOME") or os.path.join(sources.home, ".pixi")
-    yield from map(Candidate, _children(os.path.join(pixi, "envs")))
+    yield from map(Candidate, _children(os.path.join(pixi, "envs"), at))
     for folder in _venv_folders(sources):
-        yield from map(Candidate, _children(folder))
+        yield from map(Candidate, _children(folder, at))
     for path in sources.paths:
-        yield from _configured(sources, path)
+        yield from _configured(sources, path, at)
 
 
 def envs_dirs_of(text: str) -> list[str]:
@@ -125,7 +135,9 @@ def _text(path: str) -> str:
         return ""
 
 
-def _children(folder: str) -> list[str]:
+def _children(folder: str, at: At = anywhere) -> list[str]:
+    if not at(folder):
+        return []
     try:
         return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
     except OSError:
@@ -159,12 +171,13 @@ def _condarcs(sources: Sources) -> Iterator[str]:
     )
 
 
-def _envs_dirs(sources: Sources) -> Iterator[str]:
+def _envs_dirs(sources: Sources, at: At) -> Iterator[str]:
     folders: list[str] = []
     for variable in ("CONDA_ENVS_PATH", "CONDA_ENVS_DIRS"):
         folders += sources.environ.get(variable, "").split(os.pathsep)
     for file in _condarcs(sources):
-        folders += envs_dirs_of(_text(file))
+        if at(os.path.dirname(file)):
+            folders += envs_dirs_of(_text(file))
     yield from filter(os.path.isabs, map(sources.expanded, folders))
     yield os.path.join(sources.home, ".conda", "envs")
 
@@ -187,12 +200,15 @@ def _venv_folders(sources: Sources) -> Iterator[str]:
     yield from (os.path.join(version, "envs") for version in _children(os.path.join(pyenv, "versions")))
 
 
-def _configured(sources: Sources, path: str) -> Iterator[Candidate]:
+def _configured(sources: Sources, path: str, at: At) -> Iterator[Candidate]:
+    pattern = sources.expanded(path)
+    if not at(pattern):
+        return
     # Without `recursive`: ** over a home would take minutes.
-    for found in sorted(glob.glob(sources.expanded(path))):
-        if not os.path.isabs(found):
+    for found in sorted(glob.glob(pattern)):
+        if not os.path.isabs(found) or not at(found):
             continue
         if is_environment(found) or has_interpreter(found):
             yield Candidate(found, interpreter=True)
         else:
-            yield from map(Candidate, _children(found))
+            yield from map(Candidate, _children(found, at))

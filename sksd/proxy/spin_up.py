@@ -1,64 +1,81 @@
-"""From a request to a running engine: find the environment, choose the kernel, activate, start."""
+"""From a request to a running engine: find the environment, or make it, choose the kernel, activate, start."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sksd import paths
+from sksd.errors import EnvironmentExists, NoSuchEnvironment, NothingRequired
+from sksd.proxy import requirements
 from sksd.proxy.activation import Activations
-from sksd.proxy.environments import find_environment, list_environments
+from sksd.proxy.catalogue import Catalogue
+from sksd.proxy.changing import Changes
+from sksd.proxy.environments import Listed
 from sksd.proxy.keeper import Keeper
-from sksd.proxy.kernels import BOOT, MODULES, choose_kernel, shortcoming
-from sksd.proxy.prefixes import PrefixReader
-from sksd.proxy.sources import Sources
+from sksd.proxy.kernels import BOOT, MODULES, accepted, choose_kernel, requirement, shortcoming
+from sksd.proxy.prefixes import normalised
+from sksd.proxy.requirements import Requirement
+from sksd.proxy.workers import Told
 from sksd.wire import messages
-from sksd.wire.names import CONNECTION_FILE, INCOMPATIBLE, STARTED
+from sksd.wire.names import CONNECTION_FILE, CREATED, INCOMPATIBLE, STARTED
 
 #: Seconds that a start may take in the keeper beyond what the kernel itself is given.
 _MARGIN: Final = 25.0
 
-#: Told of each step: one word, and a sentence for the person.
-Progress = Callable[[str, str], None]
-
 
 class SpinningUp:
-    """Environments of this user, and the keeper of the engines. `login`: the clean login environment; `own`: the
-    prefix that sksd itself runs in. `settings` are replaced when a daemon tells what its configuration says."""
+    """Environments of this user, and the keeper of the engines. `login`: the clean login environment."""
 
-    def __init__(self, keeper: Keeper, activations: Activations, login: Mapping[str, str], own: str) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        catalogue: Catalogue,
+        changes: Changes,
+        activations: Activations,
+        login: Mapping[str, str],
+    ) -> None:
         self._keeper = keeper
-        self.settings = messages.Settings()
+        self._catalogue = catalogue
+        self._changes = changes
         self._activations = activations
         self._login = login
-        self._own = own
-        self._reader = PrefixReader()
 
-    def _sources(self) -> Sources:
-        return Sources(
-            home=str(paths.home()),
-            environ=self._login,
-            own=self._own,
-            exclude=self.settings.exclude,
-            paths=self.settings.paths,
-        )
+    async def spin_up(self, wish: messages.SpinUp, told: Told) -> messages.Outcome:
+        """Started, created and started, or incompatible; raises what refuses it (sksd.errors), and leaves nothing
+        behind then but an environment that it made."""
+        with self._changes.named(wish.task):
+            return await self._spin_up(wish, told)
 
-    def listing(self, accepts: list[messages.Accept]) -> list[messages.Environment]:
-        """The environments as they are now, judged by what a front end accepts."""
-        return list_environments(self._sources(), self._reader, accepts)
-
-    async def spin_up(self, wish: messages.SpinUp, progress: Progress) -> messages.Outcome:
-        """Started or incompatible; raises what refuses it (sksd.errors), and leaves nothing behind then."""
-        found = find_environment(self._sources(), self._reader, wish.environment)
+    async def _spin_up(self, wish: messages.SpinUp, told: Told) -> messages.Outcome:
+        required = requirements.read(wish.requirements, wish.file)
+        found, outcome = await self._found_or_made(wish, required, told)
+        chosen = choose_kernel(found.prefix, wish.accepts)
+        lacking = requirements.unmet(found.prefix, required)
+        if wish.mend and (lacking or isinstance(chosen, list)):
+            await self._changes.mend(found, wish, required, isinstance(chosen, list), told)
+            found = await self._catalogue.find(found.prefix.path)
+            chosen = choose_kernel(found.prefix, wish.accepts)
+            lacking = requirements.unmet(found.prefix, required)
+        if lacking or isinstance(chosen, list):
+            return _incompatible(found, chosen if isinstance(chosen, list) else [], lacking)
         prefix = found.prefix
-        chosen = choose_kernel(prefix, wish.accepts)
-        if isinstance(chosen, list):
-            sentence = f"{found.name} does not fit: {shortcoming(chosen)}"
-            return messages.Outcome(outcome=INCOMPATIBLE, unmet=chosen, message=sentence)
         assert prefix.python is not None
-        progress("activate", f"activating {found.name}")
+        told.progress(messages.Progress(step="activate", message=f"activating {found.name}"))
         variables = await self._activations.activate(prefix, found.name, self._login)
-        progress("start", f"starting {chosen.package} {chosen.version}")
+        told.progress(messages.Progress(step="start", message=f"starting {chosen.package} {chosen.version}"))
+        begun = await self._start(found, chosen, variables, wish)
+        wrong = _unlike(begun, wish)
+        if wrong is not None:
+            end = messages.Shutdown(engine=begun.engine.id, grace=0.0)
+            await self._keeper.call("shutdown", end, messages.Engine)
+            return _incompatible(found, [wrong], [])
+        return messages.Outcome(outcome=outcome, engine=begun.engine, ticket=begun.ticket)
+
+    async def _start(
+        self, found: Listed, kernel: messages.Kernel, variables: dict[str, str], wish: messages.SpinUp
+    ) -> messages.BegunEngine:
+        python = found.prefix.python
+        assert python is not None
         for name, value in wish.variables.items():
             if value is None:
                 variables.pop(name, None)
@@ -66,19 +83,11 @@ class SpinningUp:
                 variables[name] = value
         start = messages.StartEngine(
             environment=found.name,
-            prefix=prefix.path,
-            python=prefix.version or "",
-            kernel=chosen,
+            prefix=found.prefix.path,
+            python=found.prefix.version or "",
+            kernel=kernel,
             # Frozen modules would hide the standard library from the debugger.
-            arguments=[
-                prefix.python,
-                "-Xfrozen_modules=off",
-                "-c",
-                BOOT,
-                MODULES[chosen.package],
-                "-f",
-                CONNECTION_FILE,
-            ],
+            arguments=[python, "-Xfrozen_modules=off", "-c", BOOT, MODULES[kernel.package], "-f", CONNECTION_FILE],
             # The wire takes only UTF-8: a kernel without such a variable is better than none.
             variables={name: value for name, value in variables.items() if _is_utf8(name + value)},
             cwd=wish.cwd,
@@ -86,9 +95,49 @@ class SpinningUp:
             timeout=wish.timeout,
             label=wish.label,
         )
-        outcome = await self._keeper.call("start", start, messages.Outcome, timeout=wish.timeout + _MARGIN)
-        outcome.outcome = STARTED
-        return outcome
+        return await self._keeper.call("start", start, messages.BegunEngine, timeout=wish.timeout + _MARGIN)
+
+    async def _found_or_made(
+        self, wish: messages.SpinUp, required: Sequence[Requirement], told: Told
+    ) -> tuple[Listed, str]:
+        try:
+            return await self._catalogue.find(wish.environment), STARTED
+        except NoSuchEnvironment:
+            if not wish.create:
+                raise
+        if not required:
+            raise NothingRequired(name=wish.environment)
+        try:
+            made = await self._changes.create(wish, told)
+        except EnvironmentExists:
+            # Somebody was quicker, with the same request perhaps.
+            try:
+                return await self._catalogue.find(wish.environment), STARTED
+            except NoSuchEnvironment:
+                pass
+            raise
+        return await self._catalogue.find(made.prefix), CREATED
+
+
+def _incompatible(
+    found: Listed, kernel: list[messages.Unmet], lacking: list[messages.Unmet]
+) -> messages.Outcome:
+    # One of the kernels would do; of the others all are needed.
+    reasons = [shortcoming(part) for part in (kernel, *([each] for each in lacking)) if part]
+    sentence = f"{found.name} does not fit: {'; '.join(reasons)}"
+    return messages.Outcome(outcome=INCOMPATIBLE, unmet=[*kernel, *lacking], message=sentence)
+
+
+def _unlike(begun: messages.BegunEngine, wish: messages.SpinUp) -> messages.Unmet | None:
+    """What a Spyder kernel says of its own version, where that is not accepted: files of an editable install may
+    say another. Kernels of other kinds say nothing of their package's version."""
+    if begun.version is None:
+        return None
+    for accept in wish.accepts:
+        if normalised(accept.package) == begun.engine.kernel.package and not accepted(begun.version, accept):
+            mend = f"the running kernel says {begun.version}: install {requirement(accept)} anew"
+            return messages.Unmet(requirement=requirement(accept), found=begun.version, mend=mend)
+    return None
 
 
 def _is_utf8(text: str) -> bool:

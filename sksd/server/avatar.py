@@ -16,6 +16,7 @@ from sksd.server.proxies import UserProxy
 from sksd.wire import messages, names
 from sksd.wire.broker import Remote
 from sksd.wire.calls import tell
+from sksd.wire.changes import CHANGE_LIMIT, CancelTask, Changed, Changing, Plan
 
 #: Seconds that a call may take in the proxy beyond what the kernel itself is given.
 _MARGIN = 30.0
@@ -32,9 +33,14 @@ class Observer(Remote):
         tell(self._theirs, "progress", messages.read(messages.Progress, request))
         return messages.Nothing()
 
+    async def remote_plan(self, request: dict[str, Any]) -> messages.Nothing:
+        """Called by the proxy before it changes an environment."""
+        tell(self._theirs, "plan", messages.read(Plan, request))
+        return messages.Nothing()
+
 
 @implementer(IAvatar)
-class Avatar(Remote):
+class Avatar(Changing):
     """One login of one person. Logging out detaches; it never ends an engine.
 
     `describe(user)` makes the answer to `host`; `room` is the host's; `ticket(user, engine)` makes a link's ticket,
@@ -85,17 +91,25 @@ class Avatar(Remote):
         query = messages.read(messages.EnvironmentsQuery, request)
         return await self._proxy.call("environments", query, messages.Environments)
 
+    async def change(self, call: str, wish: Any, observer: pb.RemoteReference | None) -> Changed:
+        """Any of the calls that change an environment; it goes on when the client has gone."""
+        relayed = Observer(observer) if observer is not None else None
+        return await self._proxy.call(call, wish, Changed, relayed, timeout=CHANGE_LIMIT)
+
+    async def remote_cancel(self, request: dict[str, Any]) -> messages.Nothing:
+        """Undo and end a change of this person's."""
+        return await self._proxy.call("cancel", messages.read(CancelTask, request), messages.Nothing)
+
     async def remote_spin_up(
         self, request: dict[str, Any], observer: pb.RemoteReference | None = None
     ) -> messages.Outcome:
         """Start an engine: one of the five outcomes. What the host refuses is an outcome, not an error."""
         wish = messages.read(messages.SpinUp, request)
         relayed = Observer(observer) if observer is not None else None
+        timeout = wish.timeout + _MARGIN + (CHANGE_LIMIT if wish.create or wish.mend else 0.0)
         try:
             with self._room.taken():
-                outcome = await self._proxy.call(
-                    "spin_up", wish, messages.Outcome, relayed, timeout=wish.timeout + _MARGIN
-                )
+                outcome = await self._proxy.call("spin_up", wish, messages.Outcome, relayed, timeout=timeout)
         except SksdError as error:
             return messages.Outcome(
                 outcome=names.REFUSED, code=error.code, message=str(error), fields=error.fields

@@ -15,13 +15,14 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 import attrs
 
 from sksd import paths
 from sksd.errors import ConfigurationError, ConfigurationFile
 from sksd.server import arithmetic
+from sksd.wire.messages import Backend
 
 #: The configuration of a daemon that root starts.
 SYSTEM_FILE: Final = Path("/etc/sksd/sksd.conf")
@@ -150,6 +151,12 @@ def _patterns(text: str, machine: Machine) -> tuple[str, ...]:
     return tuple(_split(text))
 
 
+def _backend(text: str, machine: Machine) -> Backend:
+    if text not in get_args(Backend):
+        raise ValueError(f"it must be one of {', '.join(get_args(Backend))}")
+    return cast(Backend, text)
+
+
 def _folders(text: str, machine: Machine) -> tuple[str, ...]:
     folders = tuple(os.path.expanduser(folder) for folder in _split(text))
     for folder in folders:
@@ -228,6 +235,40 @@ KEYS: Final = (
         "Further folders to look for environments in: paths or patterns, separated by commas.",
         several_lines=True,
     ),
+    Key(
+        "environments", "may_create", _switch, "yes", "Whether people may make, change and remove environments."
+    ),
+    Key(
+        "environments",
+        "backend",
+        _backend,
+        "rattler",
+        "What changes environments: rattler (which comes with sksd), conda, mamba, micromamba or pixi.",
+    ),
+    Key(
+        "environments",
+        "backend_executable",
+        _line,
+        "",
+        "Another backend's program: a path, or a name on PATH. Empty: the backend's own name.",
+    ),
+    Key(
+        "environments",
+        "channels",
+        _patterns,
+        "",
+        "Channels to use instead of those of each person's .condarc, separated by commas. Empty: theirs.",
+        several_lines=True,
+    ),
+    Key(
+        "environments",
+        "allow_channels",
+        _patterns,
+        "",
+        "The only channels that may be used, separated by commas. Empty: all.",
+        several_lines=True,
+    ),
+    Key("environments", "offline", _switch, "no", "Whether environments are made from the package cache alone."),
 )
 _KNOWN: Final = {(key.section, key.name): key for key in KEYS}
 _SECTIONS: Final = tuple(dict.fromkeys(key.section for key in KEYS))
@@ -274,6 +315,14 @@ class Configuration:
     exclude_environments: tuple[str, ...]
     #: Absolute folders, or glob patterns of folders.
     paths: tuple[str, ...]
+    may_create: bool
+    backend: Backend
+    #: A path, or a name on PATH; empty: the backend's own name.
+    backend_executable: str
+    #: Names or URLs of conda channels.
+    channels: tuple[str, ...]
+    allow_channels: tuple[str, ...]
+    offline: bool
     file: Path | None = None
     lines: Mapping[tuple[str, str], int] = attrs.field(factory=dict, repr=False, eq=False)
 

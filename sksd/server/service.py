@@ -219,6 +219,12 @@ class Daemon(service.Service):
                 log_size=self._configuration.log_size,
                 journal_size=self._configuration.journal_size,
                 buffer_size=self._configuration.buffer_size,
+                backend=self._configuration.backend,
+                backend_executable=self._configuration.backend_executable,
+                channels=list(self._configuration.channels),
+                allow_channels=list(self._configuration.allow_channels),
+                offline=self._configuration.offline,
+                may_create=self._configuration.may_create,
             )
             proxy = UserProxy(self._reactor, self._gate, user, settings, self._count)
             proxy.on_event = partial(self._ended, user)

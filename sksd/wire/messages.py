@@ -9,7 +9,7 @@ answer may bring fields of a newer version, which are ignored.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -25,6 +25,8 @@ Secret = Annotated[str, Meta(max_length=4096)]
 Encoded = Annotated[str, Meta(max_length=2048, pattern=r"^[A-Za-z0-9+/=]*$")]
 Text = Annotated[str, Meta(max_length=65536, pattern=r"^[^\x00]*$")]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+#: What a client calls a change that it may want to cancel; empty: it will not.
+TaskId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{0,64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 
@@ -130,9 +132,13 @@ Accepts = Annotated[list[Accept], Meta(max_length=16)]
 
 
 class EnvironmentsQuery(Request):
-    """`accepts` in order of preference; empty means any spyder-kernels, then any ipykernel."""
+    """`accepts` in order of preference; empty means any spyder-kernels, then any ipykernel.
+
+    `detail`: also `size` and `last_use`, which take seconds for large environments.
+    """
 
     accepts: Accepts = []
+    detail: bool = False
 
 
 class Kernel(Answer):
@@ -148,6 +154,9 @@ class Environment(Answer):
     `name` is unique in a listing and can be given back as the request's environment, as can `prefix`. `kind`:
     conda, venv, pixi or python (an interpreter's own prefix). `python` is None when there is none. `fits`: a
     kernel that the front end accepts can start here; else `reason` says why not. `own`: sksd itself runs in it.
+    `broken`: it cannot be used at all (`reason`). `writable`: this person may change its files; `shared`: it
+    belongs to another account. `frozen`: it must not be changed (CEP 22), `frozen_message` says what to do instead.
+    `size`: bytes on disk; `last_use`: ISO 8601 in UTC; both only when asked for, None where not to be had in time.
     """
 
     name: str
@@ -158,12 +167,36 @@ class Environment(Answer):
     fits: bool
     reason: str | None = None
     own: bool = False
+    broken: bool = False
+    writable: bool = False
+    shared: bool = False
+    frozen: bool = False
+    frozen_message: str = ""
+    size: int | None = None
+    last_use: str | None = None
 
 
 class Environments(Answer):
-    """A listing, in a fixed order: sksd's own first, then by source and name."""
+    """A listing, in a fixed order: sksd's own first, then by source and name.
+
+    `silent`: folders that did not answer in time (a file server that hangs), whose environments are not listed.
+    """
 
     environments: list[Environment]
+    silent: list[str] = []
+
+
+#: A conda match spec, or a requirement of pip's: one line.
+Spec = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"^[^\x00\r\n]*$")]
+Specs = Annotated[list[Spec], Meta(max_length=5000)]
+
+
+class EnvironmentFile(Request):
+    """A description of an environment. `explicit`: conda's list of URLs; `lock`: rattler's and pixi's lock file, or
+    conda-lock.yml. `text`: at most as long as one string on the wire."""
+
+    format: Literal["environment.yml", "explicit", "lock", "requirements.txt"]
+    text: Annotated[str, Meta(max_length=600_000)]
 
 
 # -- engines ----------------------------------------------------------------------------------------------------
@@ -176,6 +209,10 @@ class SpinUp(Request):
     None is the home. `variables` are added to the activated environment (None value: removed). `linger`: seconds
     after which an engine that no link is attached to is stopped (None: never). `timeout`: seconds the kernel has
     to answer its first kernel_info_request. `label`: free text for listings.
+
+    `requirements` (conda specs) and `file`: what the environment has to meet. `create`: make it from them if there
+    is none; `mend`: change it so that it meets them and has a kernel that is accepted. Nothing is changed unasked.
+    `task`: as in `sksd.wire.changes`, to cancel the change.
     """
 
     environment: Annotated[str, Meta(max_length=4096)]
@@ -185,6 +222,11 @@ class SpinUp(Request):
     linger: Seconds | None = None
     timeout: Annotated[float, Meta(gt=0, le=3600)] = 60.0
     label: Short = ""
+    requirements: Specs = []
+    file: EnvironmentFile | None = None
+    create: bool = False
+    mend: bool = False
+    task: TaskId = ""
 
 
 class Engine(Answer):
@@ -285,16 +327,22 @@ class Engines(Answer):
 
 
 class Progress(Answer):
-    """What an observer is told while a call is under way: `step` is one word, `message` a sentence."""
+    """What an observer is told while a call is under way: `step` is one word, `message` a sentence.
+
+    `done` of `total` things, `bytes` of `total_bytes`; None where not known.
+    """
 
     step: str
     message: str
     done: int | None = None
     total: int | None = None
+    bytes: int | None = None
+    total_bytes: int | None = None
 
 
 class Event(Answer):
-    """What the client's mind is told: `event` is `engine`, and `engine` its new state."""
+    """What the client's mind is told: `event` is `engine`, and `engine` its new state; or `environments`, and the
+    listing is another than it was."""
 
     event: str
     engine: Engine | None = None
@@ -307,14 +355,24 @@ class Nothing(Answer):
 # -- between daemon and proxy -----------------------------------------------------------------------------------
 
 
+#: What can change environments.
+Backend: TypeAlias = Literal["rattler", "conda", "mamba", "micromamba", "pixi"]
+
+
 class Settings(Request):
-    """What the daemon's configuration says to a proxy, sent once a connection."""
+    """What the daemon's configuration says to a proxy, sent once a connection; the keys of sksd.conf."""
 
     exclude: list[str] = []
     paths: list[str] = []
     log_size: Annotated[int, Meta(ge=4096)] = 1024 * 1024
     journal_size: Annotated[int, Meta(ge=65536)] = 256 * 1024 * 1024
     buffer_size: Annotated[int, Meta(ge=65536)] = 1024 * 1024 * 1024
+    backend: Backend = "rattler"
+    backend_executable: str = ""
+    channels: list[str] = []
+    allow_channels: list[str] = []
+    offline: bool = False
+    may_create: bool = True
 
 
 class StartEngine(Request):
@@ -331,6 +389,15 @@ class StartEngine(Request):
     linger: Seconds | None = None
     timeout: float = 60.0
     label: str = ""
+
+
+class BegunEngine(Answer):
+    """The keeper's answer to `StartEngine`. `version`: what the running kernel says of its own package's version,
+    None where it says nothing."""
+
+    engine: Engine
+    ticket: Ticket
+    version: str | None = None
 
 
 class ProxyInfo(Answer):

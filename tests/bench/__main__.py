@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
-SCRIPTS = ("list_at_client", "spin_up", "link_throughput", "engines_in_a_row", "hazards", "sessions")
+SCRIPTS = (
+    "list_at_client",
+    "compare_requirements",
+    "create_environment",
+    "spin_up",
+    "link_throughput",
+    "engines_in_a_row",
+    "hazards",
+    "sessions",
+)
 
 failed = []
 for script in SCRIPTS:

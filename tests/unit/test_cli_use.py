@@ -30,11 +30,14 @@ class Use(unittest.TestCase):
 
     def test_every_command_has_help_with_an_example(self) -> None:
         context = click.Context(cli)
-        for name in cli.list_commands(context):
-            code, text = self.use(name, "--help")
+        commands = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+        env = commands["env"]
+        assert isinstance(env, click.Group)
+        commands |= {f"env {name}": each for name, each in env.commands.items()}
+        for name, command in commands.items():
+            code, text = self.use(*name.split(), "--help")
             self.assertEqual(code, 0, text)
-            self.assertRegex(text, rf"Examples?: .*sksd {name}", text)
-            command = cli.get_command(context, name)
+            self.assertRegex(" ".join(text.split()), rf"Examples?: .*sksd {name}", text)
             assert command is not None
             first = command.get_short_help_str(200)
             self.assertTrue(first and first[0].isupper() and "\n" not in first, first)
@@ -50,7 +53,10 @@ class Use(unittest.TestCase):
             ["start", "local", "e", "--env", "novalue"], ["console", "local", "e", "--engine", "x"],
             ["console", "local", "--json"], ["relay", "local", "e", "--engine", "x"], ["trust"],
             ["trust", "lab", "--list"], ["trust", "lab", "--fingerprint", "abc"],
-            ["log", "local", "x", "-f", "--json"],
+            ["log", "local", "x", "-f", "--json"], ["env"], ["env", "create", "local"], ["env", "nonsense"],
+            ["env", "change", "local", "e"], ["env", "change", "local", "e", "--update-all", "--remove", "x"],
+            ["env", "remove", "local", "e"], ["env", "create", "local", "e", "--file", "/no/such/file.yml"],
+            ["env", "create", "local", "e", "--file", "/etc/passwd"], ["start", "local", "e", "--file", "/no/such"],
             ["info", "local", "--timeout", "0"], ["completion", "tcsh"], ["info", "local", "--ca", "/no/such/file"],
         ):  # fmt: skip
             code, text = self.use(*arguments)

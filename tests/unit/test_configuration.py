@@ -95,6 +95,8 @@ class ValueTests(Files):
             "[kernels]\nmax_kernels = max(1, CORES // 4)\nlog_size = 64 K\njournal_size = 2M\n"
             "[limits]\nmemory = 8 G\nopen_files = 1024\n"
             "[environments]\nexclude_environments =\npaths = /a,\n  # a comment\n  /b/*, ~/c\n"
+            "may_create = no\nbackend = mamba\nbackend_executable = /opt/mamba\nchannels = a, b\n"
+            "allow_channels = a\noffline = yes\n"
         )
         home = Path("~").expanduser()
         self.assertEqual(
@@ -124,6 +126,12 @@ class ValueTests(Files):
                 open_files=1024,
                 exclude_environments=(),
                 paths=("/a", "/b/*", str(home / "c")),
+                may_create=False,
+                backend="mamba",
+                backend_executable="/opt/mamba",
+                channels=("a", "b"),
+                allow_channels=("a",),
+                offline=True,
                 file=self.path,
             ),
         )
@@ -145,6 +153,7 @@ class ValueTests(Files):
             ("sksd", "port = 65536", "0 to 65535"),
             ("sksd", "port = 8e3", "0 to 65535"),
             ("sksd", "port = ٣", "0 to 65535"),
+            ("environments", "backend = pip", "rattler, conda"),
             ("kernels", "max_kernels = 0", "from 1"),
             ("kernels", "max_kernels = CORES / 100", "it is 0 on this machine"),
             ("kernels", "max_kernels = CORE * 4", "only numbers, CORES"),

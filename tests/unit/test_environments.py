@@ -224,7 +224,7 @@ class ReadingTests(_Case):
         make_conda(self.conda, "spyder-kernels-3.1.6", "python-dateutil-2.9.0")
         self.assertEqual(
             self.only(SPYDER),
-            Environment(name="x", prefix=str(self.conda), kind="conda", python="3.11.7", fits=True,
+            Environment(name="x", prefix=str(self.conda), kind="conda", python="3.11.7", fits=True, writable=True,
                         kernel=Kernel(package="spyder-kernels", version="3.1.6")),
         )  # fmt: skip
 
@@ -480,7 +480,7 @@ class KernelTests(SynchronousTestCase):
 
     @given(_package_names, _versions, _builds)
     def test_conda_meta_names(self, name: str, version: str, build: str) -> None:
-        self.assertEqual(from_conda_meta(f"{name}-{version}-{build}.json"), (normalised(name), version))
+        self.assertEqual(from_conda_meta(f"{name}-{version}-{build}.json"), (normalised(name), version, build))
 
     @given(_package_names, _versions)
     def test_dist_info_names(self, name: str, version: str) -> None:
