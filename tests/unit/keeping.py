@@ -31,6 +31,7 @@ KEY = b"0123456789abcdef"
 CONNECTION: dict[str, str | int] = {"transport": "ipc", "ip": "/nowhere/e", "key": KEY.decode()}
 CONNECTION |= {f"{name}_port": number for number, name in enumerate(CHANNELS)}
 MIB = 1024 * 1024
+WORDS = [f"word {number}".encode() for number in range(400)]
 
 
 class Wire(StringTransport):
@@ -340,3 +341,8 @@ def texts(front: Front) -> list[tuple[str, bool]]:
         metadata = msgspec.json.decode(frames[5])
         found.append((content["text"], metadata.get("sksd", {}).get("past", False)))
     return found
+
+
+def plain(words: list[bytes], past: int = 0) -> list[tuple[str, bool]]:
+    """What `texts` answers for `words`, the first `past` of them marked."""
+    return [(word.decode(), number < past) for number, word in enumerate(words)]
