@@ -12,6 +12,7 @@ from twisted.internet import defer
 from twisted.logger import Logger
 
 from sksd.errors import CannotRead, EngineEnded, SksdError
+from sksd.keeper import jupyter
 from sksd.keeper.ends import FrontEnd, IopubEnd, TalkEnd
 from sksd.keeper.journal import Journal
 from sksd.keeper.sessions import Session
@@ -102,6 +103,15 @@ class Channels:
     def links(self) -> list[Link]:
         """Those that carry it."""
         return list(self._links)
+
+    @property
+    def unheard(self) -> bool:
+        """It has said what no front end has had, and more than whether it is busy."""
+        try:
+            said = self.journal.messages(self._whole(self.seen))
+            return any(not jupyter.is_status(zmtp.split(message)) for _, message in said)
+        except CannotRead:
+            return True
 
     def listen(self) -> None:
         """Subscribe to what the kernel publishes, as soon as it is there."""

@@ -177,7 +177,7 @@ class Engine:
     @property
     def unheard(self) -> bool:
         """It has said what no front end has had."""
-        return self._channels is not None and self._channels.seen < self._channels.journal.end
+        return self._channels is not None and self._channels.unheard
 
     @property
     def died(self) -> float:

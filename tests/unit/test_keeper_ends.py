@@ -182,6 +182,20 @@ class Ends(TestCase):
         self.assertEqual(texts(front), plain(WORDS[:5]))
         self.assertIsInstance(self.successResultOf(relay.link.when_ended()), EngineEnded)
 
+    def test_unheard(self) -> None:
+        """That it is busy is nothing to come back for."""
+        busy = [part.replace(b"stream", b"status") for part in message(b"busy")]
+        self.world.publish(*busy)
+        self.world.publish(*busy)
+        self.assertFalse(self.world.channels.unheard)
+        self.world.publish(*message(WORDS[0]))
+        self.world.publish(*busy)
+        self.assertTrue(self.world.channels.unheard)
+        self.world.channels.skip()
+        self.assertFalse(self.world.channels.unheard)
+        self.world.publish(b"no Jupyter message")
+        self.assertTrue(self.world.channels.unheard)
+
     def test_a_front_end_that_comes_late(self) -> None:
         """Its stream is closed."""
         relay = self.world.relay()
