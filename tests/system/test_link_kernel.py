@@ -116,8 +116,11 @@ class KernelTests(EngineCase):
         front = await self.client(self.joined)
         self.assertTrue(front.hb_channel.is_beating())
         reader = self.hear(front)
-        code = "import os\nos.write(2, b'last words\\n')\nprint('the end', flush=True)\n"
-        front.execute(f"{code}os.kill(os.getpid(), 9)")
+        code = "import os, time\nos.write(2, b'last words\\n')\nprint('the end', flush=True)\n"
+        front.execute(f"{code}time.sleep(600)")
+        # What its ZeroMQ holds still is lost with it.
+        await until(lambda: self.has_said(b"the end"), "it has said so")
+        os.kill(self.pid(), signal.SIGKILL)
         error = await self.joined.near.when_ended().addTimeout(LIMIT, reactor)
         assert isinstance(error, EngineEnded)
         self.assertIn("killed by SIGKILL", str(error))
@@ -128,6 +131,12 @@ class KernelTests(EngineCase):
         # Nobody has missed anything.
         record = records.record_path(self.one.record.id)
         await until(lambda: self.one.closed and not record.exists(), "it is forgotten")
+
+    def has_said(self, words: bytes) -> bool:
+        """They are among the newest in the journal."""
+        journal = self.one.journal()
+        assert journal is not None
+        return words in journal.read(max(journal.start, journal.end - 4096), 4096)
 
     def hear(self, front: BlockingKernelClient) -> Deferred[str]:
         """What is printed until nothing more comes for 1 s after the link's end."""
@@ -152,6 +161,7 @@ class KernelTests(EngineCase):
         await self.joined.connect()
         await until((self.folder / "printed").exists, "it prints")
         await self.joined.cut()
+        await until(lambda: self.has_said(b"done\\n"), "it has said all")
         os.kill(self.pid(), signal.SIGKILL)
         await until(lambda: self.one.state == DEAD, "it is dead")
         reader = self.hear(front)
