@@ -11,7 +11,8 @@ from typing import Any, Final
 from twisted.internet import defer
 from twisted.logger import Logger
 
-from sksd.errors import SksdError
+from sksd.errors import CannotRead, EngineEnded, SksdError
+from sksd.keeper import jupyter
 from sksd.keeper.ends import FrontEnd, IopubEnd, TalkEnd
 from sksd.keeper.journal import Journal
 from sksd.keeper.sessions import Session
@@ -29,16 +30,18 @@ _AGAIN: Final = 1.0
 #: Seconds that a dead kernel's sockets have to give what they still hold.
 _DRAIN: Final = 2.0
 _SPOOL_MEMORY: Final = 4 * 1024 * 1024
+_BUFFER: Final = "its output fills the buffer for a front end that does not take it"
 
 
 class Attachment:
     """One link at one engine. `watches`: it only looks on: it is no front end, and nobody has missed less for it."""
 
-    def __init__(self, link: Link, name: str, start: int, now: int, watches: bool) -> None:
+    def __init__(self, link: Link, start: int, now: int, watches: bool) -> None:
         self.link = link
-        self.name = name
         self.now = now
         self.watches = watches
+        #: A front end has been sent everything that a dead kernel had said.
+        self.complete = False
         self.iopub: set[IopubEnd] = set()
         #: Where the next one begins when there is none; None: with what is said from then on.
         self.parked: int | None = start
@@ -49,7 +52,7 @@ class Channels:
 
     `stalled(reason)` is called when the kernel must be stopped, because what it says can be kept nowhere, and with
     None when it may go on. `buffer`: how many bytes a front end may be behind before that. `expects()`: whether the
-    kernel lives, or will again.
+    kernel lives, or will again, `stoppable()` whether it may be stopped: not one that starts, or is to end.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Channels:
         journal: Journal,
         buffer: int,
         expects: Callable[[], bool],
+        stoppable: Callable[[], bool],
         stalled: Callable[[str | None], None],
     ) -> None:
         self.journal = journal
@@ -73,10 +77,13 @@ class Channels:
         self._seen_file = seen
         self._spools = spools
         self._expects = expects
+        self._stoppable = stoppable
         self._stalled = stalled
         self._stall: str | None = None
         #: What the journal could not take.
         self._held: list[zmtp.Piece] = []
+        #: Why the kernel is to be stopped, if it must.
+        self._why = _BUFFER
         self._again: Any = None
         self._links: dict[Link, Attachment] = {}
         self._sessions: dict[tuple[str, bytes], Session] = {}
@@ -97,6 +104,15 @@ class Channels:
         """Those that carry it."""
         return list(self._links)
 
+    @property
+    def unheard(self) -> bool:
+        """It has said what no front end has had, and more than whether it is busy."""
+        try:
+            said = self.journal.messages(self._whole(self.seen))
+            return any(not jupyter.is_status(zmtp.split(message)) for _, message in said)
+        except CannotRead:
+            return True
+
     def listen(self) -> None:
         """Subscribe to what the kernel publishes, as soon as it is there."""
         self._iopub = KernelSocket(
@@ -106,18 +122,21 @@ class Channels:
 
     # -- links -------------------------------------------------------------------------------------
 
-    def attach(self, link: Link, name: str, replay: str, watches: bool) -> None:
-        """Carry the channels over `link`, called `name`; `replay`: MISSED, NOW or START (sksd.link.hello)."""
+    def attach(self, link: Link, replay: str, watches: bool) -> None:
+        """Carry the channels over `link`; `replay`: MISSED, NOW or START (sksd.link.hello)."""
         journal = self.journal
-        start = {NOW: journal.end, START: journal.start, MISSED: max(self.seen, journal.start)}[replay]
-        here = self._links[link] = Attachment(link, name, start, journal.end, watches)
+        start = {NOW: journal.end, START: journal.start, MISSED: self._whole(self.seen)}[replay]
+        here = self._links[link] = Attachment(link, start, journal.end, watches)
         if not watches:
-            journal.pin(name, start)
+            journal.pin(here, start)
         link.on_opened = lambda stream, channel: self._opened(here, stream, channel)
 
-        def over(_: SksdError | None) -> None:
+        def over(error: SksdError | None) -> None:
+            # Only then has the relay had everything.
+            if here.complete and not watches and isinstance(error, EngineEnded):
+                self._has_seen(journal.end)
             del self._links[link]
-            journal.unpin(name)
+            journal.unpin(here)
             self._relieve()
 
         link.when_ended().addCallback(over)
@@ -148,8 +167,18 @@ class Channels:
             self.taken(here.link)
             here.iopub.remove(end)
             if not here.iopub:
-                here.parked = self.journal.boundary_at_or_before(end.delivered)
+                here.complete = self._over and end.complete
+                here.parked = self.journal.end if end.broken else self._whole(end.delivered)
         self._relieve()
+
+    def _whole(self, place: int) -> int:
+        """Where the message begins that is at `place`, or what there is of the journal; its end, where that cannot be
+        told."""
+        try:
+            return self.journal.boundary_at_or_before(max(place, self.journal.start))
+        except CannotRead as error:
+            log.warn("what was said is skipped: {error}", error=str(error))
+            return self.journal.end
 
     def taken(self, link: Link) -> None:
         """Called when the other end of `link` has passed on more: pins move, and what was seen."""
@@ -158,7 +187,7 @@ class Channels:
             return
         if here.iopub and not here.watches:
             places = [end.delivered for end in here.iopub]
-            self.journal.pin(here.name, min(places))
+            self.journal.pin(here, min(places))
             self._has_seen(max(places))
         for session in self._sessions.values():
             if session.end is not None and session.end.link is link:
@@ -217,27 +246,36 @@ class Channels:
         self.subscribed = True
 
     def _published(self, piece: zmtp.Piece) -> None:
-        if self._held:
+        if not self._held:
+            try:
+                self.journal.append(*piece)
+                self._why = _BUFFER
+            except SksdError as error:
+                self._why = str(error)
+                self._later()
+        if self._why != _BUFFER:
             self._held.append(piece)
-            return
-        try:
-            self.journal.append(*piece)
-        except SksdError as error:
-            self._held.append(piece)
-            self._set_stall(str(error))
-            self._later()
-            return
-        if piece.boundary:
-            for here in self._links.values():
+        elif piece.boundary:
+            for here in list(self._links.values()):
                 for end in list(here.iopub):
                     end.pump()
-        if self._stall is None and self.journal.lag > self.buffer:
-            self._set_stall("its output fills the buffer for a front end that does not take it")
+        if self._stall is None and (self._held or self.journal.lag > self.buffer) and self._stoppable():
+            self._set_stall(self._why)
+
+    def let_go(self) -> None:
+        """The kernel is to end, maybe to start anew: it must run for that, and what it says is taken."""
+        self._set_stall(None)
 
     def _lost(self) -> None:
         """The kernel has closed its socket: half a message is none."""
         self.subscribed = False
-        self.journal.drop_partial()
+        while self._held and not self._held[-1].boundary:
+            self._held.pop()
+        if self._held:
+            data, boundary, count = self._held[-1]
+            self._held[-1] = zmtp.Piece(data[:boundary], boundary, count)
+        else:
+            self.journal.drop_partial()
         self._before = self.journal.end
 
     def _later(self) -> None:
@@ -246,7 +284,7 @@ class Channels:
 
     def _relieve(self) -> None:
         """Whatever kept the kernel stopped may be over."""
-        if self._stall is None:
+        if self._stall is None and not self._held:
             return
         held, self._held = self._held, []
         for piece in held:

@@ -8,12 +8,12 @@ stream have left the relay, and where a stream breaks off, another goes on at th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 from twisted.logger import Logger
 
-from sksd.errors import ZmtpProtocol
+from sksd.errors import SksdError, ZmtpProtocol
 from sksd.keeper import jupyter
 from sksd.keeper.journal import Journal
 from sksd.link import zmtp
@@ -60,6 +60,8 @@ class FrontEnd:
         self._sent = self._taken = 0
         self._last = False
         self._over = False
+        #: What comes next cannot be read.
+        self.broken = False
         self._say(self._peer.greeting())
 
     # -- what the link says ------------------------------------------------------------------------
@@ -126,12 +128,24 @@ class FrontEnd:
         if self._source is None or self._over:
             return
         while not self._over and self.link.wants(self.stream):
-            data = self._next()
+            try:
+                data = self._next()
+            except (SksdError, ValueError) as error:
+                log.warn("a stream breaks off: {error}", error=str(error))
+                # ValueError: what nobody keeps for this one is gone.
+                self.broken = isinstance(error, SksdError)
+                self.finish()
+                return
             if not data:
                 break
             self._say(data)
-        if self._last and self._cursor >= self._source.end:
+        if self._last and self.complete:
             self.finish()
+
+    @property
+    def complete(self) -> bool:
+        """All that its source has is on its way."""
+        return self._source is not None and self._cursor >= self._source.end
 
     def last(self) -> None:
         """The source gets no more: close the stream once the front end has everything."""
@@ -164,6 +178,7 @@ class IopubEnd(FrontEnd):
         self._key = key
         self._begins = begins
         self._now = 0
+        self._past: Iterator[tuple[int, bytes]] = iter(())
         #: (bytes of the stream, offset in the journal) at the end of each message of the past that is on its way.
         self._marks: deque[tuple[int, int]] = deque()
         self._done = 0
@@ -172,6 +187,7 @@ class IopubEnd(FrontEnd):
         """Subscriptions."""
         if isinstance(event, zmtp.Subscribe) and not self.begun:
             self._done, self._now = self._begins(self)
+            self._past = self._journal.messages(self._done)
             self.begin(self._journal, self._done)
 
     @property
@@ -186,7 +202,7 @@ class IopubEnd(FrontEnd):
     def _next(self) -> bytes:
         if self._cursor >= self._now:
             return super()._next()
-        found = next(iter(self._journal.messages(self._cursor)), None)
+        found = next(self._past, None)
         if found is None:
             return b""
         start, message = found
@@ -228,9 +244,9 @@ class TalkEnd(FrontEnd):
                     self._part.append(bytes(data[boundary:]))
 
     def drained(self, size: int) -> None:
-        """A request that is not whole must come to its end, whatever waits before it."""
+        """Only while there is room for more."""
         self._withheld += size
-        if self._has_room or self._part:
+        if self._has_room:
             self.room()
 
     def room(self) -> None:

@@ -25,7 +25,7 @@ from sksd.keeper.memory import Memory
 from sksd.keeper.probe import Question
 from sksd.link.hello import Hello
 from sksd.link.link import Link
-from sksd.wire import messages
+from sksd.wire import groups, messages
 from sksd.wire.names import DEAD, RESTARTING, RUNNING, STARTING
 
 log = Logger()
@@ -35,6 +35,8 @@ log = Logger()
 LOOK: Final = 0.005
 LOOKS: Final = 400
 LOOKS_A_QUESTION: Final = 10
+#: Seconds that a stopped kernel runs to mind an interrupt.
+MOMENT: Final = 1.0
 
 
 class Sizes(NamedTuple):
@@ -143,7 +145,8 @@ class Engine:
         if end is None or (end.exit_code is None and end.signal is None):
             return "it ended while no proxy watched it"
         if end.signal is not None:
-            why = ", because memory ran out" if self._memory is not None and self._memory.ran_out() else ""
+            ran_out = end.signal == signal.SIGKILL and self._memory is not None and self._memory.ran_out()
+            why = ", because memory ran out" if ran_out else ""
             return f"killed by {signal.Signals(end.signal).name}{why}"
         return f"exit code {end.exit_code}"
 
@@ -176,7 +179,7 @@ class Engine:
     @property
     def unheard(self) -> bool:
         """It has said what no front end has had."""
-        return self._channels is not None and self._channels.seen < self._channels.journal.end
+        return self._channels is not None and self._channels.unheard
 
     @property
     def died(self) -> float:
@@ -207,11 +210,16 @@ class Engine:
         """SIGINT to the kernel and all it has started. Raises EngineEnded."""
         self.must_live()
         self._signal(signal.SIGINT)
+        if self.stalled is not None:
+            # What is stopped minds no signal but this one.
+            self._signal(signal.SIGCONT)
+            self._reactor.callLater(MOMENT, self._stop_again)
 
     async def restart(self, grace: float) -> None:
         """A new process on the same sockets, key and environment; returns when it is ready."""
         self.must_live()
         self._perform(self._life.restart(grace))
+        self._let_go()
         self._rest()
         await self._until_ready()
 
@@ -224,13 +232,14 @@ class Engine:
         done: defer.Deferred[None] = defer.Deferred()
         self._dead.append(done)
         self._perform(self._life.stop(grace))
+        self._let_go()
         await done
 
     def attach(self, link: Link, hello: Hello) -> None:
         """A link begins to carry it. Raises EngineEnded."""
         self.must_live()
         assert self._channels is not None
-        self._channels.attach(link, hello.link, hello.replay, hello.watch)
+        self._channels.attach(link, hello.replay, hello.watch)
         if not hello.watch:
             self.links.add(link)
         link.when_ended().addCallback(lambda _: self._detached(link))
@@ -289,6 +298,7 @@ class Engine:
             Journal(journal, size=self._sizes.journal, memory=self._sizes.memory),
             self._sizes.buffer,
             self.expects,
+            lambda: self.state == RUNNING,
             self._stalled,
         )
         self._channels.listen()
@@ -303,6 +313,15 @@ class Engine:
             log.warn("engine {id} is stopped: {reason}", id=self.record.id, reason=reason)
         self._signal(signal.SIGSTOP if reason is not None else signal.SIGCONT)
         self._changed(self)
+
+    def _stop_again(self) -> None:
+        if self.stalled is not None:
+            self._signal(signal.SIGSTOP)
+
+    def _let_go(self) -> None:
+        """What is stopped can neither end nor start."""
+        if self._channels is not None and self.state != RUNNING:
+            self._channels.let_go()
 
     def _until_ready(self) -> defer.Deferred[None]:
         ready: defer.Deferred[None] = defer.Deferred()
@@ -347,7 +366,7 @@ class Engine:
             output = open_log(records.log_path(record.id))
             try:
                 with open(os.devnull, "rb") as nothing:
-                    command = processes.session_command(record.arguments)
+                    command = groups.session_command(record.arguments)
                     self._process = self._reactor.spawnProcess(
                         _Process(self._ended),
                         command[0],
@@ -383,7 +402,8 @@ class Engine:
     def _answered(self, content: dict[str, Any]) -> None:
         self.kernel_info = content
         self._question = None
-        self._ready_soon(LOOKS)
+        if self._look is None or not self._look.active():
+            self._ready_soon(LOOKS)
 
     def _ready_soon(self, looks: int) -> None:
         """The kernel answers; it is ready once what it publishes arrives here, too."""
@@ -411,17 +431,12 @@ class Engine:
     def _signal(self, number: int) -> None:
         identity = self.record.identity
         if identity is not None and processes.identify(identity.pid) == identity:
-            processes.signal_group(identity.pid, number)
-            if self.stalled is not None and number not in (signal.SIGSTOP, signal.SIGKILL):
-                # What is stopped minds no other signal.
-                processes.signal_group(identity.pid, signal.SIGCONT)
+            groups.signal_group(identity.pid, number)
         elif self._process is not None:
             with contextlib.suppress(error.ProcessExitedAlready):
                 self._process.signalProcess(number)
 
     def _do_ask_shutdown(self) -> None:
-        if self.stalled is not None:
-            self._signal(signal.SIGCONT)
         again = self.state == RESTARTING
         self._farewell = Question(
             self._reactor,

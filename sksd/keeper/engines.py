@@ -64,7 +64,7 @@ class Engines:
                 engine.bury()
             self._engines[record.id] = engine
         self._forget_old()
-        known = set(self._engines)
+        known = {engine.record.id for engine in self._engines.values() if engine.state != DEAD}
         if records.sockets().is_dir():
             for folder in records.sockets().iterdir():
                 if folder.name not in known:

@@ -44,6 +44,19 @@ def content_of(key: bytes, frames: Sequence[bytes]) -> dict[str, Any] | None:
     return content
 
 
+class _Header(msgspec.Struct):
+    msg_type: str = ""
+
+
+def is_status(frames: Sequence[bytes]) -> bool:
+    """Whether it says no more than that the kernel is busy, idle or starting."""
+    parts = _parts(frames)
+    try:
+        return parts is not None and msgspec.json.decode(parts[1], type=_Header).msg_type == "status"
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+
+
 def as_past(key: bytes, frames: Sequence[bytes]) -> list[bytes]:
     """The frames of a message with `"sksd": {"past": true}` in its metadata, signed anew; what is no Jupyter message
     stays as it is."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -36,14 +38,17 @@ class Links:
         self._reactor = reactor
         self._engines = engines
         self._rest = rest
-        self._links: dict[str, tuple[Link, str]] = {}
+        #: By engine and the link's id.
+        self._links: dict[tuple[str, str], Link] = {}
+        #: Those that have something to say, or to hear, still.
+        self._open: set[Link] = set()
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
         self._looking.start(_LOOK, now=False)
 
     def waiting(self) -> bool:
-        """Whether somebody may still come back for something."""
-        return bool(self._links)
+        """Whether somebody may still come back for something, or is being told something."""
+        return bool(self._open)
 
     def door(self) -> Door:
         """For a new connection."""
@@ -55,8 +60,8 @@ class Links:
 
     def _greeted(self, hello: Hello) -> LinkConnection | bytes:
         """What speaks on a connection that began with `hello`, or the frame with which it is refused."""
-        known, engine = self._links.get(hello.link, (None, ""))
-        if known is not None and hello.resume and engine == hello.engine:
+        known = self._links.get((hello.engine, hello.link))
+        if known is not None and hello.resume:
             return LinkConnection(known, hello)
         try:
             self._engines.get(hello.engine).must_live()
@@ -67,19 +72,24 @@ class Links:
         return LinkConnection(Link.accepting(self._reactor, self._taken))
 
     def _taken(self, link: Link, hello: Hello) -> None:
+        name = (hello.engine, hello.link)
+        if name in self._links:
+            # Nobody can come back to that one any more.
+            self._links[name].end()
         self._engines.get(hello.engine).attach(link, hello)
-        self._links[hello.link] = (link, hello.engine)
+        self._links[name] = link
+        self._open.add(link)
+        link.when_ended().addCallback(lambda _: self._links.pop(name))
 
-        def over(_: SksdError | None) -> None:
-            if self._links.get(hello.link, (None, ""))[0] is link:
-                del self._links[hello.link]
+        def closed(_: None) -> None:
+            self._open.remove(link)
             self._rest()
 
-        link.when_ended().addCallback(over)
+        link.when_closed().addCallback(closed)
 
     def _look(self) -> None:
         now = self._reactor.seconds()
-        for link, name in list(self._links.values()):
+        for (name, _), link in list(self._links.items()):
             dead = all(engine.record.id != name or engine.state == DEAD for engine in self._engines.all())
             if link.cut_since is not None and now - link.cut_since > (KEPT_DEAD if dead else KEPT):
                 log.info("a link to engine {id} is given up: nobody came back", id=name)
@@ -152,8 +162,15 @@ class _Handover(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """That was all."""
+        try:
+            handed = socket.socket(fileno=self._descriptor)
+        except (OSError, ValueError) as error:
+            log.warn("nothing was handed over: {error}", error=error)
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+            return
         # Twisted makes a descriptor of its own.
-        with socket.socket(fileno=self._descriptor) as connection:
+        with handed as connection:
             door = self._door()
             factory = Factory.forProtocol(lambda: door)
             factory.noisy = False

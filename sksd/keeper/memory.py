@@ -31,7 +31,7 @@ def _events(pid: int) -> Path | None:
         return None
     for line in lines:
         _, controllers, group = line.split(":", 2)
-        if controllers == "memory":
+        if "memory" in controllers.split(","):
             candidates = [_GROUPS / "memory" / group.lstrip("/") / "memory.oom_control"]
         elif not controllers:
             candidates = [_GROUPS / group.lstrip("/") / "memory.events"]

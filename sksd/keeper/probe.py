@@ -35,13 +35,17 @@ class Question:
         self._closed = False
         self._socket = KernelSocket(
             reactor, connection, channel, "DEALER", lambda: True, self._received,
-            identity=secrets.token_hex(8).encode(), ready=self.ask,
+            identity=secrets.token_hex(8).encode(), ready=self.ask, lost=self._lost,
         )  # fmt: skip
 
     def ask(self) -> None:
         """Send it; called anew by who wonders whether the first one was heard."""
         if self._socket.has_room:
             self._socket.write(self._message)
+
+    def _lost(self) -> None:
+        """Half an answer is none."""
+        self._held = b""
 
     def _received(self, piece: zmtp.Piece) -> None:
         self._held += bytes(piece.data)

@@ -5,9 +5,7 @@ The one module of the proxy that knows the platform.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from twisted.internet import abstract
 
 from sksd.keeper.records import Identity
+from sksd.wire.groups import signal_group
 
 
 def boot_id() -> str:
@@ -35,20 +34,6 @@ def identify(pid: int) -> Identity | None:
     if fields[0] in "ZX":
         return None
     return Identity(boot=boot_id(), pid=pid, started=int(fields[19]), uid=owner)
-
-
-def session_command(arguments: list[str]) -> list[str]:
-    """`arguments`, run in a session of its own with the pid that the caller gets (setsid(1) of util-linux)."""
-    setsid = shutil.which("setsid")
-    if setsid is None:
-        return arguments
-    return [setsid, *arguments]
-
-
-def signal_group(pid: int, number: int) -> None:
-    """Send a signal to a session leader and all in its process group; whoever is gone does not matter."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
 
 
 def sweep(pid: int) -> None:

@@ -51,7 +51,8 @@ class Session:
         #: Ends of the messages in `_replies` that are not known to have been delivered.
         self._ends: deque[int] = deque()
         self._begin = 0
-        self._part = b""
+        #: A reply that is not whole yet, in the pieces that came.
+        self._part: list[bytes] = []
         #: Whole replies for which there was no room.
         self._unkept: deque[bytes] = deque()
         self._parked: Any = None
@@ -127,18 +128,16 @@ class Session:
 
     def _lost(self) -> None:
         """The kernel has closed its socket, because it restarts or has died: half a reply is none."""
-        self._part = b""
+        self._part = []
 
     def _replied(self, piece: zmtp.Piece) -> None:
         data, boundary, _ = piece
         if not boundary:
-            self._part += bytes(data)
+            self._part.append(bytes(data))
             return
-        self._unkept.append(b"".join((self._part, data[:boundary])))
-        self._part = bytes(data[boundary:])
+        self._unkept.append(b"".join((*self._part, data[:boundary])))
+        self._part = [bytes(data[boundary:])]
         self._keep()
-        if self.end is not None:
-            self.end.pump()
 
     def _keep(self) -> None:
         """Put replies where they wait; without room there the kernel is not read."""
@@ -153,3 +152,5 @@ class Session:
             if not full:
                 self._ends.extend(start + end for end in zmtp.boundaries(self._unkept.popleft()))
         self._socket.read(not full)
+        if self.end is not None:
+            self.end.pump()

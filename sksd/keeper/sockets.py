@@ -67,6 +67,7 @@ class KernelSocket:
         self._factory.noisy = False
         self._connection: _Connection | None = None
         self._retry: Any = None
+        self._connecting: defer.Deferred[Any] | None = None
         self._closed = False
         self._reading = True
         self._silent: list[defer.Deferred[None]] = []
@@ -102,14 +103,18 @@ class KernelSocket:
         self._closed = True
         if self._retry is not None and self._retry.active():
             self._retry.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
         if self._connection is not None:
             self._connection.transport.abortConnection()
 
     def _try(self) -> None:
         if not self._closed:
-            self._endpoint.connect(self._factory).addErrback(self._again)
+            self._connecting = self._endpoint.connect(self._factory)
+            self._connecting.addErrback(self._again)
 
     def _again(self, _: Failure | None = None) -> None:
+        self._connecting = None
         if not self._closed and self._expects():
             self._retry = self._reactor.callLater(RETRY, self._try)
 

@@ -191,6 +191,8 @@ class Core:
         self.received = 0
         self._told = 0
         self.acknowledged = 0
+        #: Where the last CLOSE ended.
+        self._last_close = 0
         self._ticked = self._heard = self._pinged = now
         self._heard_since = False
         #: Until when an answer to `probe` must be here.
@@ -269,8 +271,10 @@ class Core:
             return []
         stream.closing = True
         stream.paused = False
-        # Nobody will drain these any more.
-        self._owe(stream, stream.unread)
+        # The other end is told before CLOSE what was taken; the rest, and what still comes, is taken by nobody.
+        if stream.owed:
+            self._give(stream)
+        self._drop(stream, stream.unread)
         stream.unread = 0
         if not stream.out.size and not stream.queued:
             stream.queued = True
@@ -306,7 +310,7 @@ class Core:
         return [Ended(error)]
 
     def finish(self, error: SksdError | None) -> list[Action]:
-        """End the link like `end`, but once every stream has sent what it has and its CLOSE.
+        """End the link like `end`, but once the other end has had all that every stream has, and its CLOSE.
 
         `pull` answers `Ended` then. The edge sets a limit after which it calls `end`.
         """
@@ -456,12 +460,15 @@ class Core:
             size = frames.HEADER.size
             self._send(size, [frames.encode(frames.CLOSE, stream.number)], pieces)
             stream.close_sent = True
+            self._last_close = self.sent
             if stream.peer_closed:
                 del self._streams[stream.number]
         return size
 
     def _all_said(self) -> bool:
-        return all(stream.close_sent for stream in self._streams.values())
+        said = all(stream.close_sent for stream in self._streams.values())
+        # Until then a cut could still lose it.
+        return said and self.acknowledged >= self._last_close
 
     def bytes_received(self, data: bytes) -> list[Action]:
         """The connection brought `data`, cut anywhere."""
@@ -565,7 +572,7 @@ class Core:
             if stream.allow < 0:
                 raise LinkProtocol(problem=f"{-stream.allow} bytes beyond the window of stream {number}")
             if stream.closing:
-                self._owe(stream, len(body))
+                self._drop(stream, len(body))
             else:
                 stream.unread += len(body)
                 actions.append(Data(number, body))
@@ -596,6 +603,8 @@ class Core:
     def _other_closed(self, stream: _Stream, actions: list[Action]) -> None:
         stream.peer_closed = True
         stream.out.clear()
+        # The other end may wait for that to say GOODBYE.
+        self._ack_due = True
         if stream.close_sent:
             del self._streams[stream.number]
         elif not stream.closing:
@@ -615,6 +624,11 @@ class Core:
         stream.owed += count
         if stream.owed * 2 >= self._limits.window:
             self._give(stream)
+
+    def _drop(self, stream: _Stream, count: int) -> None:
+        """Nobody takes `count` bytes. Where both ends close with something to say still, both need credit for it."""
+        if stream.out.size:
+            self._owe(stream, count)
 
     def _give(self, stream: _Stream) -> None:
         stream.allow += stream.owed

@@ -20,9 +20,8 @@ from twisted.python.failure import Failure
 
 from sksd.conda import messages as conda
 from sksd.errors import BadRequest, Cancelled, NoSuchTask, NotAllowed, SksdError, WorkerFailed, from_code
-from sksd.proxy import processes
 from sksd.proxy.turns import MOST_WAITING, Turns
-from sksd.wire import changes, messages
+from sksd.wire import changes, groups, messages
 
 log = Logger()
 
@@ -116,7 +115,7 @@ class _Worker(protocol.ProcessProtocol):
     def kill(self) -> None:
         """The worker, and what it started."""
         if self.transport.pid:
-            processes.signal_group(self.transport.pid, signal.SIGKILL)
+            groups.signal_group(self.transport.pid, signal.SIGKILL)
 
     def processEnded(self, reason: Failure) -> None:
         """Fires `ended`."""
@@ -226,7 +225,7 @@ class Workers:
 
     async def _work(self, number: int, job: conda.Job, told: Told) -> conda.Done:
         worker = _Worker(self._reactor, job, told)
-        command = processes.session_command(self._command)
+        command = groups.session_command(self._command)
         try:
             self._reactor.spawnProcess(
                 worker, command[0], command, env=self._environ, path="/", childFDs={0: "w", 1: "r", 2: "r"}

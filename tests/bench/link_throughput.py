@@ -23,19 +23,22 @@ PINGS = 2000
 
 
 def _remote(folder: Path, port_pipe: int) -> None:
-    from sksd.link.remote import RemoteEnd
     from twisted.internet import reactor
+    from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
     from twisted.internet.protocol import Factory
 
+    from sksd.link.core import CHANNELS
     from sksd.link.hello import Hello
     from sksd.link.link import Link
     from sksd.link.protocol import LinkConnection
-
-    info: dict[str, str | int] = {"transport": "ipc", "ip": str(folder / "e")}
-    info |= {f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control"), 1)}
+    from sksd.link.tap import Tap
 
     def greet(link: Link, hello: Hello) -> None:
-        RemoteEnd(reactor, link, info, lambda: True)
+        def opened(stream: int, channel: str) -> None:
+            tap = link.taps[stream] = Tap(link, stream)
+            connectProtocol(UNIXClientEndpoint(reactor, f"{folder}/e-{CHANNELS.index(channel) + 1}"), tap)
+
+        link.on_opened = opened
 
     link = Link.accepting(reactor, greet)
     port = reactor.listenTCP(0, Factory.forProtocol(lambda: LinkConnection(link)), interface="127.0.0.1")

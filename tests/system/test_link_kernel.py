@@ -1,178 +1,47 @@
-"""A real Spyder kernel behind a link joined by TCP on loopback; the front end is jupyter_client's."""
+"""A real Spyder kernel of a real engine, behind a link by TCP on loopback; the front end is jupyter_client's."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import psutil
 from jupyter_client.blocking.client import BlockingKernelClient
-from sksd.link.remote import RemoteEnd
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, inlineCallbacks
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
-from twisted.internet.protocol import Factory
+from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
-from twisted.trial.unittest import TestCase
 
-from sksd.errors import EngineEnded, LinkCut, NoSuchEngine
-from sksd.link import limits
-from sksd.link.hello import Hello, new_hello
-from sksd.link.link import Link
-from sksd.link.local import Channels, LocalEnd
-from sksd.link.protocol import LinkConnection
-
-KEY = "0123456789abcdef"
-LIMIT = 30.0
+from sksd.errors import EngineEnded
+from sksd.keeper import records
+from sksd.link import limits, zmtp
+from sksd.wire.names import DEAD
+from tests.system.daemon import until
+from tests.system.engines import LIMIT, MIB, EngineCase, client, printed, run
 
 
-class Joined:
-    """A remote end at `info` and a local end at `channels`."""
+class KernelTests(EngineCase):
+    """A front end and its kernel."""
 
-    def __init__(self, info: dict[str, Any], channels: Channels, is_alive: Callable[[], bool] = lambda: True) -> None:
-        self.info = info
-        self.is_alive = is_alive
-        self.hello: Hello | None = None
-        self.remote: RemoteEnd | None = None
-        self.near = Link.opening(reactor, new_hello("ticket"))
-        self.far = Link.accepting(reactor, self._greet)
-        self.local = LocalEnd(reactor, self.near, channels)
+    async def setUp(self) -> None:
+        await super().setUp()
+        self.one = await self.engine()
+        self.joined = await self.join(self.one)
 
-    def _greet(self, link: Link, hello: Hello) -> None:
-        self.hello = hello
-        self.remote = RemoteEnd(reactor, link, self.info, lambda: self.is_alive())
-
-    @inlineCallbacks
-    def start(self) -> Any:
-        endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
-        self.port = yield endpoint.listen(Factory.forProtocol(lambda: LinkConnection(self.far)))
-        local = self.local.start()
-        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", self.port.getHost().port)
-        self.connection = yield connectProtocol(endpoint, LinkConnection(self.near))
-        yield self.near.when_welcomed().addTimeout(LIMIT, reactor)
-        return local
-
-    @inlineCallbacks
-    def stop(self) -> Any:
-        yield self.local.stop()
-        self.near.end()
-        yield self.near.when_ended()
-        yield self.far.when_ended().addTimeout(LIMIT, reactor)
-        for link in (self.near, self.far):
-            for tap in list(link.taps.values()):
-                tap.abort()
-        yield self.port.stopListening()
-        yield self.far.when_closed().addTimeout(LIMIT, reactor)
-        yield until(lambda: not self.near.taps and not self.far.taps)
-        # Aborted sockets are taken out of the reactor in its next turn.
-        yield turn()
-
-
-def turn() -> Deferred[None]:
-    later: Deferred[None] = Deferred()
-    reactor.callLater(0, later.callback, None)
-    return later
-
-
-@inlineCallbacks
-def until(done: Callable[[], object]) -> Any:
-    """Wait until `done()`, looking again in each turn of the reactor."""
-    end = time.monotonic() + LIMIT
-    while not done():
-        if time.monotonic() > end:
-            raise TimeoutError(done)
-        later: Deferred[None] = Deferred()
-        reactor.callLater(0.01, later.callback, None)
-        yield later
-
-
-def client(info: dict[str, Any]) -> BlockingKernelClient:
-    """A front end on `info`, its kernel answered."""
-    front = BlockingKernelClient()
-    front.load_connection_info({name: value for name, value in info.items() if name != "kernel_name"})
-    front.start_channels()
-    front.wait_for_ready(timeout=LIMIT)
-    return front
-
-
-def run(front: BlockingKernelClient, code: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run `code`; answers the reply's content and every iopub message of it."""
-    said: list[dict[str, Any]] = []
-    reply = front.execute_interactive(code, timeout=LIMIT, output_hook=said.append)
-    return reply["content"], said
-
-
-def printed(said: list[dict[str, Any]]) -> str:
-    """What of `said` was written to stdout."""
-    streams = (m["content"] for m in said if m["msg_type"] == "stream")
-    return "".join(content["text"] for content in streams if content["name"] == "stdout")
-
-
-def _end(kernel: subprocess.Popen[bytes]) -> None:
-    kernel.kill()
-    kernel.wait()
-
-
-class KernelTests(TestCase):
-    timeout = 120.0
-
-    def setUp(self) -> Any:
-        self.folder = Path(tempfile.mkdtemp(prefix="sk-"))
-        self.addCleanup(shutil.rmtree, self.folder, True)
-        (self.folder / "near").mkdir(mode=0o700)
-        self.info: dict[str, Any] = {
-            "transport": "ipc",
-            "ip": str(self.folder / "e"),
-            "key": KEY,
-            "signature_scheme": "hmac-sha256",
-            "kernel_name": "",
-        }
-        for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1):
-            self.info[f"{name}_port"] = number
-        file = self.folder / "connection.json"
-        file.write_text(json.dumps(self.info))
-        self.start_kernel()
-        # The link is joined while the kernel is still starting: the remote end tries again until it answers.
-        channels = Channels(KEY, "spyder", folder=self.folder / "near")
-        self.joined = Joined(self.info, channels, lambda: self.kernel.poll() is None)
-        return self.joined.start().addCallback(self._started)
-
-    def start_kernel(self) -> None:
-        file = self.folder / "connection.json"
-        environment = {k: v for k, v in os.environ.items() if k != "JPY_PARENT_PID"}
-        log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT, 0o600)
-        self.addCleanup(os.close, log)
-        self.kernel = subprocess.Popen(
-            [sys.executable, "-m", "spyder_kernels.console", "-f", str(file)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            cwd=self.folder,
-            start_new_session=True,
-        )
-        self.addCleanup(_end, self.kernel)
-
-    def _started(self, local: dict[str, Any]) -> None:
-        self.local = local
-        self.addCleanup(self.joined.stop)
+    def pid(self) -> int:
+        """The kernel's."""
+        assert self.one.record.identity is not None
+        return self.one.record.identity.pid
 
     def test_result(self) -> Any:
         """Code runs, its result and its errors come back, and input is asked and answered."""
 
         def front() -> None:
-            one = client(self.local)
+            one = client(self.joined.info)
             try:
                 reply, said = run(one, "x = 6 * 7; x")
                 self.assertEqual(reply["status"], "ok")
@@ -198,7 +67,7 @@ class KernelTests(TestCase):
         """Two front ends at once on one link: each has its own replies, both see the output."""
 
         def front() -> None:
-            one, two = client(self.local), client(self.local)
+            one, two = client(self.joined.info), client(self.joined.info)
             try:
                 run(one, "shared = 'seen'")
                 for number in range(20):
@@ -220,7 +89,7 @@ class KernelTests(TestCase):
         """50 MB of random bytes in a comm's buffers, and 10 MB back, arrive as they are."""
 
         def front() -> None:
-            one = client(self.local)
+            one = client(self.joined.info)
             try:
                 _, said = run(
                     one,
@@ -242,184 +111,171 @@ class KernelTests(TestCase):
 
         return deferToThread(front)
 
-    @inlineCallbacks
-    def test_killed(self) -> Any:
-        """A killed kernel: the link ends with the reason, the heartbeat stops, the sockets are gone."""
-        one = yield deferToThread(client, self.local)
-        self.addCleanup(one.stop_channels)
-        self.assertTrue(one.hb_channel.is_beating())
-        os.kill(self.kernel.pid, signal.SIGKILL)
-        yield deferToThread(self.kernel.wait)
-        assert self.joined.remote
-        self.joined.remote.end(EngineEnded(engine="e", how="killed by SIGKILL"))
-        error = yield self.joined.near.when_ended().addTimeout(limits.FINISH_LIMIT - 1, reactor)
-        self.assertIsInstance(error, EngineEnded)
+    async def test_killed(self) -> None:
+        """The rest of the output, then the reason with the last words; the heartbeat stops, the sockets are gone."""
+        front = await self.client(self.joined)
+        self.assertTrue(front.hb_channel.is_beating())
+        reader = self.hear(front)
+        code = "import os, time\nos.write(2, b'last words\\n')\nprint('the end', flush=True)\n"
+        front.execute(f"{code}time.sleep(600)")
+        # What its ZeroMQ holds still is lost with it.
+        await until(lambda: self.has_said(b"the end"), "it has said so")
+        os.kill(self.pid(), signal.SIGKILL)
+        error = await self.joined.near.when_ended().addTimeout(LIMIT, reactor)
+        assert isinstance(error, EngineEnded)
         self.assertIn("killed by SIGKILL", str(error))
-        yield until(lambda: not one.hb_channel.is_beating())
-        self.assertEqual(list((self.folder / "near").iterdir()), [])
+        self.assertIn("last words", str(error.fields["log"]))
+        await until(lambda: not front.hb_channel.is_beating(), "the heart has stopped")
+        self.assertEqual(list((self.folder / "near0").iterdir()), [])
+        self.assertIn("the end\n", await reader)
+        # Nobody has missed anything.
+        record = records.record_path(self.one.record.id)
+        await until(lambda: self.one.closed and not record.exists(), "it is forgotten")
 
-    @inlineCallbacks
-    def test_restarted(self) -> Any:
-        """A kernel that is started anew at the same place: the front end goes on, on the same link."""
-        one = yield deferToThread(client, self.local)
-        self.addCleanup(one.stop_channels)
-        self.joined.is_alive = lambda: True
-        yield deferToThread(_end, self.kernel)
-        self.start_kernel()
-        yield deferToThread(one.wait_for_ready, timeout=LIMIT)
-        reply, said = yield deferToThread(run, one, "print('again')")
+    def has_said(self, words: bytes) -> bool:
+        """They are among the newest in the journal."""
+        journal = self.one.journal()
+        assert journal is not None
+        return words in journal.read(max(journal.start, journal.end - 4096), 4096)
+
+    def hear(self, front: BlockingKernelClient) -> Deferred[str]:
+        """What is printed until nothing more comes for 1 s after the link's end."""
+
+        def listen() -> str:
+            text = []
+            while not self.joined.near.ended or front.iopub_channel.socket.poll(1000):
+                if front.iopub_channel.socket.poll(100):
+                    message = front.iopub_channel.get_msg()
+                    if message["msg_type"] == "stream":
+                        text.append(message["content"]["text"])
+            return "".join(text)
+
+        return deferToThread(listen)
+
+    async def test_killed_while_cut(self) -> None:
+        """On return the rest, then the reason, within 2 s."""
+        front = await self.client(self.joined)
+        code = "import os\nfor n in range(20000): print(n)\nprint('done', flush=True)\nopen('printed', 'w').close()"
+        await self.joined.cut()
+        front.execute(code)
+        await self.joined.connect()
+        await until((self.folder / "printed").exists, "it prints")
+        await self.joined.cut()
+        await until(lambda: self.has_said(b"done\\n"), "it has said all")
+        os.kill(self.pid(), signal.SIGKILL)
+        await until(lambda: self.one.state == DEAD, "it is dead")
+        reader = self.hear(front)
+        began = time.monotonic()
+        await self.joined.connect()
+        error = await self.joined.near.when_ended().addTimeout(LIMIT, reactor)
+        self.assertLess(time.monotonic() - began, 2.0)
+        self.assertIsInstance(error, EngineEnded)
+        heard = await reader
+        self.assertTrue(heard == "".join(f"{n}\n" for n in range(20000)) + "done\n", len(heard))
+
+    async def test_restarted(self) -> None:
+        """On the same link: the front end goes on."""
+        front = await self.client(self.joined)
+        before = self.pid()
+        await self.one.restart(5.0)
+        self.assertNotEqual(self.pid(), before)
+        await deferToThread(front.wait_for_ready, timeout=LIMIT)
+        reply, said = await deferToThread(run, front, "print('again')")
         self.assertEqual((reply["execution_count"], printed(said)), (1, "again\n"))
         self.assertFalse(self.joined.near.ended)
 
-    @inlineCallbacks
-    def test_cut(self) -> Any:
-        """A cut ends the link at both ends, in words."""
-        self.joined.connection.transport.abortConnection()
-        for link in (self.joined.near, self.joined.far):
-            error = yield link.when_ended().addTimeout(LIMIT, reactor)
-            self.assertIsInstance(error, LinkCut)
+    async def test_cut(self) -> None:
+        """What was asked and said meanwhile comes when the link goes on."""
+        front = await self.client(self.joined)
+        for number in range(5):
+            await self.joined.cut()
+            self.assertTrue(front.hb_channel.is_beating())
+            running = deferToThread(run, front, f"print({number})")
+            await self.joined.connect()
+            reply, said = await running
+            self.assertEqual((reply["status"], printed(said)), ("ok", f"{number}\n"))
 
+    async def test_two_links_and_a_burst(self) -> None:
+        """5,000 messages at once while the keeper is busy: both front ends hear each."""
+        other = await self.join(self.one, replay="now")
+        fronts = [await self.client(joined) for joined in (self.joined, other)]
+        code = (
+            "from comm import create_comm\nc = create_comm(target_name='t')\n"
+            "for n in range(5000): c.send({'n': n})\nprint('sent', flush=True)"
+        )
 
-class SocketTests(TestCase):
-    """The ends alone, with a plain socket in the kernel's place."""
+        def numbers(front: BlockingKernelClient) -> list[int]:
+            found = []
+            while True:
+                message = front.get_iopub_msg(timeout=LIMIT)
+                if message["msg_type"] == "comm_msg":
+                    found.append(message["content"]["data"]["n"])
+                if message["content"].get("text") == "sent\n":
+                    return found
 
-    timeout = 120.0
+        listening = [deferToThread(numbers, front) for front in fronts]
+        fronts[0].execute(code)
+        # Busy: the reactor does nothing else for a while.
+        for _ in range(3):
+            time.sleep(0.3)
+            later: Deferred[None] = Deferred()
+            reactor.callLater(0, later.callback, None)
+            await later
+        for each in listening:
+            self.assertTrue(await each == list(range(5000)))
 
-    @inlineCallbacks
-    def setUp(self) -> Any:
-        self.folder = Path(tempfile.mkdtemp(prefix="sk-"))
-        self.addCleanup(shutil.rmtree, self.folder, True)
-        self.engine = socket.socket(socket.AF_UNIX)
-        self.engine.bind(str(self.folder / "e-2"))
-        self.engine.listen()
-        self.engine.settimeout(LIMIT)
-        self.addCleanup(self.engine.close)
-        self.info = {"transport": "ipc", "ip": str(self.folder / "e")}
-        self.info |= {f"{n}_port": i for i, n in enumerate(("shell", "iopub", "stdin", "control"), 1)}
-        self.joined = Joined(self.info, Channels(KEY, transport="tcp"))
-        self.local = yield self.joined.start()
-        self.addCleanup(self.joined.stop)
+    async def test_slow_reader(self) -> None:
+        """32 MiB for a reader that first takes nothing: what both ends hold is bounded, another is quick meanwhile,
+        and all arrives in the end."""
+        quick = await self.client(self.joined)
+        near = await self.join(self.one, "tcp", replay="now")
+        slow = socket.create_connection(("127.0.0.1", near.info["iopub_port"]))
+        self.addCleanup(slow.close)
+        slow.sendall(zmtp.Peer("SUB").greeting() + zmtp.subscribe(b""))
+        journal = self.one.journal()
+        assert journal is not None
+        await until(lambda: len(near.near.taps) == 1, "it is there")
+        begin = journal.end
+        code = "import os\nfrom comm import create_comm\nc = create_comm(target_name='t')\n"
+        code += "for n in range(32): c.send({}, buffers=[os.urandom(1024 * 1024)])\n"
+        reply, _ = await deferToThread(run, quick, code)
+        self.assertEqual(reply["status"], "ok")
+        bound = limits.WINDOW + limits.LOCAL_QUEUE + 65536 + limits.MAX_BODY
+        for link in (near.near, *self.one.links):
+            self.assertLess(link.core.held + link.core.unacknowledged, bound)
+        end = journal.end
 
-    @inlineCallbacks
-    def connect(self) -> Any:
-        front = socket.create_connection(("127.0.0.1", self.local["iopub_port"]))
-        front.settimeout(LIMIT)
+        def read() -> bytes:
+            slow.settimeout(LIMIT)
+            skipped = len(zmtp.Peer("PUB").greeting())
+            data = bytearray()
+            while len(data) < skipped + end - begin:
+                data += slow.recv(1 << 20)
+            return bytes(data[skipped:])
+
+        data = await deferToThread(read)
+        expected = b"".join(message for _, message in journal.messages(begin))
+        self.assertTrue(data[: end - begin] == expected[: end - begin])
+
+    async def test_goodbye_beside_bulk(self) -> None:
+        """The reason arrives though this end is sending with all its might."""
+        near = await self.join(self.one, "tcp")
+        front = socket.create_connection(("127.0.0.1", near.info["shell_port"]))
         self.addCleanup(front.close)
-        engine, _ = yield deferToThread(self.engine.accept)
-        engine.settimeout(LIMIT)
-        self.addCleanup(engine.close)
-        return front, engine
-
-    @inlineCallbacks
-    def test_fast_sender_slow_reader(self) -> Any:
-        """64 MiB for a reader that first takes nothing: what both ends hold stays within window and queue,
-        the sender is stopped, another stream is quick meanwhile, and all arrives in the end."""
-        front, engine = yield self.connect()
-        other_front, other_engine = yield self.connect()
-        size = 64 * 1024 * 1024
-        blob = os.urandom(1024 * 1024)
-        most = [0]
-
-        def watch() -> int:
-            held = max(self.joined.near.core.held, self.joined.far.core.held)
-            most[0] = max(most[0], held)
-            return self.joined.near.core.held
-
-        def send() -> None:
-            for _ in range(size // len(blob)):
-                engine.sendall(blob)
-            engine.close()
-
-        def receive() -> tuple[int, str]:
-            digest, count = hashlib.sha256(), 0
-            while data := front.recv(1 << 20):
-                digest.update(data)
-                count += len(data)
-            return count, digest.hexdigest()
-
-        sending = deferToThread(send)
-        yield until(lambda: watch() >= limits.WINDOW // 2)
-        self.assertFalse(sending.called)
-        began = time.monotonic()
-        other_engine.sendall(b"quick")
-        self.assertEqual((yield deferToThread(other_front.recv, 100)), b"quick")
-        self.assertLess(time.monotonic() - began, 1.0)
-        receiving = deferToThread(receive)
-        yield until(lambda: (watch(), receiving.called)[1])
-        count, digest = yield receiving
-        yield sending
-        self.assertEqual(count, size)
-        self.assertEqual(digest, hashlib.sha256(blob * (size // len(blob))).hexdigest())
-        bound = 2 * (limits.WINDOW + limits.LOCAL_QUEUE + 65536) + limits.MAX_BODY
-        self.assertLessEqual(most[0], bound)
-
-    @inlineCallbacks
-    def test_closing(self) -> Any:
-        """What was said before a close arrives before it, in both directions; the streams are forgotten."""
-        for closer in (0, 1):
-            pair = yield self.connect()
-            one, other = pair[closer], pair[1 - closer]
-            said = os.urandom(3_000_000)
-
-            def say(one: socket.socket = one, said: bytes = said) -> None:
-                one.sendall(said)
-                one.close()
-
-            def hear(other: socket.socket = other) -> bytes:
-                heard = b""
-                while data := other.recv(1 << 20):
-                    heard += data
-                other.close()
-                return heard
-
-            saying = deferToThread(say)
-            self.assertEqual((yield deferToThread(hear)), said)
-            yield saying
-        yield until(lambda: not self.joined.near.core.streams and not self.joined.far.core.streams)
-        self.assertEqual((self.joined.near.taps, self.joined.far.taps), ({}, {}))
-
-    @inlineCallbacks
-    def test_goodbye_beside_bulk(self) -> Any:
-        """The reason arrives though this end was sending with all its might."""
-        front, engine = yield self.connect()
+        front.sendall(zmtp.Peer("DEALER", identity=b"bulk").greeting())
 
         def send() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    front.sendall(bytes(1 << 20))
+                    front.sendall(zmtp.join([bytes(MIB)]))
 
+        processes = psutil.Process(self.pid())
+        processes.suspend()
         sending = deferToThread(send)
-        yield until(lambda: self.joined.far.core.held > limits.WINDOW // 2)
-        self.joined.far.end(EngineEnded(engine="e", how="exit code 1"))
-        error = yield self.joined.near.when_ended().addTimeout(LIMIT, reactor)
+        await until(lambda: near.near.core.held > limits.LOCAL_QUEUE, "nobody takes more")
+        os.kill(self.pid(), signal.SIGKILL)
+        error = await near.near.when_ended().addTimeout(LIMIT, reactor)
         self.assertIsInstance(error, EngineEnded)
-        for link in (self.joined.near, self.joined.far):
-            yield link.when_closed().addTimeout(LIMIT, reactor)
-            # The front end goes on sending into a socket that nobody reads.
-            for tap in list(link.taps.values()):
-                tap.abort()
-        yield sending
-        engine.close()
-
-    @inlineCallbacks
-    def test_refused(self) -> Any:
-        """A proxy that does not know the engine: the reason arrives, nothing listens any more."""
-
-        def refuse(link: Link, hello: Hello) -> None:
-            raise NoSuchEngine(engine="e", host="h")
-
-        joined = Joined(self.info, Channels(KEY, transport="tcp"))
-        joined.far._on_hello = refuse
-        error = yield self.assertFailure(joined.start(), NoSuchEngine)
-        self.assertIn("no engine e on h", str(error))
-        yield joined.stop()
-
-    @inlineCallbacks
-    def test_dead_engine(self) -> Any:
-        """An engine that is not alive is not tried again: the stream closes."""
-        self.joined.remote._is_alive = lambda: False
-        self.engine.close()
-        front = socket.create_connection(("127.0.0.1", self.local["iopub_port"]))
-        self.addCleanup(front.close)
-        front.settimeout(LIMIT)
-        self.assertEqual((yield deferToThread(front.recv, 10)), b"")
+        for tap in list(near.near.taps.values()):
+            tap.abort()  # type: ignore[attr-defined]
+        await sending

@@ -6,10 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sksd.link.remote import RemoteEnd
-from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.testing import MemoryReactorClock, StringTransport
-from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from sksd.errors import CannotListen, EngineEnded, InternalError, LinkCut
@@ -49,11 +46,6 @@ class Pair:
                     end.dataReceived(data)
 
 
-def info() -> dict[str, str | int]:
-    found: dict[str, str | int] = {"transport": "ipc", "ip": "/nowhere/e"}
-    return found | {f"{n}_port": i for i, n in enumerate(("shell", "iopub", "stdin", "control"), 1)}
-
-
 class LinkTests(TestCase):
     def setUp(self) -> None:
         self.clock = MemoryReactorClock()
@@ -89,11 +81,16 @@ class LinkTests(TestCase):
         self.assertTrue(pair.wires[0].aborted)
 
     def test_silence(self) -> None:
-        """Nothing heard for 15 s ends the link."""
-        pair = self.pair()
+        """Nothing heard for so long cuts the link, which waits for another connection."""
+        pair, told = self.pair(), []
+        for link in (pair.near, pair.far):
+            link.on_cut = told.append
         for _ in range(int(limits.DEAD_AFTER / limits.TICK)):
             self.clock.advance(limits.TICK)
-        self.assertIsInstance(self.successResultOf(pair.near.when_ended()), LinkCut)
+        self.assertEqual([problem[:17] for problem in told], ["nothing was heard"] * 2)
+        self.assertEqual((pair.near.ended, pair.near.cut_since), (False, self.clock.seconds()))
+        self.assertTrue(pair.wires[0].aborted and pair.wires[1].aborted)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_lost(self) -> None:
         """A lost connection ends the link, also before it is welcomed."""
@@ -127,89 +124,6 @@ class LinkTests(TestCase):
         pair.near.end(EngineEnded(engine="e", how="stopped"))
         (goodbye,) = frames.Decoder().feed(pair.wires[0].value())
         self.assertIsInstance(read_goodbye(goodbye.body), EngineEnded)
-
-
-class RemoteTests(TestCase):
-    def setUp(self) -> None:
-        self.clock = MemoryReactorClock()
-        self.alive = True
-        self.pair = Pair(self.clock, self.greet)
-
-    def greet(self, link: Link, hello: Hello) -> None:
-        self.remote = RemoteEnd(self.clock, link, info(), lambda: self.alive)
-
-    def refuse(self) -> None:
-        """The last attempt fails."""
-        factory = self.clock.unixClients[-1][1]
-        factory.clientConnectionFailed(None, Failure(Refused()))
-
-    def test_tries_again(self) -> None:
-        """A channel that does not answer is tried again, its front end's words wait, and come in order."""
-        tap = self.pair.near.open_tap("iopub")
-        assert tap
-        tap.makeConnection(Wire())
-        self.pair.settle()
-        for attempt in range(1, 5):
-            self.assertEqual(len(self.clock.unixClients), attempt)
-            tap.dataReceived(b"%d" % attempt)
-            self.pair.settle()
-            self.refuse()
-            self.clock.advance(limits.CONNECT_RETRY)
-        self.assertEqual(self.clock.unixClients[-1][0], "/nowhere/e-2")
-        engine = Wire()
-        self.clock.unixClients[-1][1].buildProtocol(None).makeConnection(engine)
-        self.assertEqual(engine.value(), b"1234")
-
-    def test_gives_up(self) -> None:
-        """Not for ever."""
-        tap = self.pair.near.open_tap("shell")
-        assert tap
-        front = Wire()
-        tap.makeConnection(front)
-        self.pair.settle()
-        until = self.clock.seconds() + limits.CONNECT_LIMIT
-        while self.clock.seconds() < until:
-            self.refuse()
-            self.clock.advance(limits.CONNECT_RETRY)
-            self.pair.settle()
-        self.refuse()
-        self.pair.settle()
-        self.assertTrue(front.disconnecting)
-
-    def test_dies_while_trying(self) -> None:
-        """An engine that has ended is not tried again, and the reason follows the close."""
-        tap = self.pair.near.open_tap("shell")
-        assert tap
-        front = Wire()
-        tap.makeConnection(front)
-        self.pair.settle()
-        self.alive = False
-        self.refuse()
-        self.remote.end(EngineEnded(engine="e", how="exit code 1"))
-        self.pair.settle()
-        self.assertTrue(front.disconnecting)
-        self.assertIsInstance(self.successResultOf(self.pair.near.when_ended()), EngineEnded)
-
-    def test_last_words(self) -> None:
-        """What the engine said before its end comes before the reason; a socket that stays open is not waited
-        for longer than FINISH_LIMIT."""
-        tap = self.pair.near.open_tap("iopub")
-        assert tap
-        front = Wire()
-        tap.makeConnection(front)
-        self.pair.settle()
-        engine = self.clock.unixClients[-1][1].buildProtocol(None)
-        engine.makeConnection(Wire())
-        self.remote.end(EngineEnded(engine="e", how="exit code 1"))
-        self.pair.settle()
-        far_tap = next(iter(self.pair.far.taps.values()))
-        far_tap.dataReceived(b"last words")
-        self.pair.settle()
-        self.assertEqual(front.value(), b"last words")
-        self.assertFalse(self.pair.near.ended)
-        self.clock.advance(limits.FINISH_LIMIT)
-        self.pair.settle()
-        self.assertIsInstance(self.successResultOf(self.pair.near.when_ended()), EngineEnded)
 
 
 class LocalTests(TestCase):
