@@ -44,10 +44,12 @@ def run(*command: str | Path, **more: Any) -> str:
 
 def _link(source: str, target: str) -> None:
     # Ten times as fast as copying ten thousand small files, where it can be had.
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    # A file that is gone by now was byte code that another test was writing.
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
 
 
 def processes_of(uid: int) -> list[psutil.Process]:

@@ -309,7 +309,9 @@ class Entering(AccountCase):
         known, unknown = took.values()
         self.assertEqual(len(said), 1)
         self.assertLess(max(min(known), min(unknown)), min(max(known), max(unknown)), took)
-        self.assertLess(abs(statistics.median(known) - statistics.median(unknown)), 0.1, took)
+        # The gate's floor and the daemon's pause: what PAM took is hidden below them.
+        self.assertGreaterEqual(min(known + unknown), 1.95, took)
+        self.assertLess(abs(statistics.median(known) - statistics.median(unknown)), 0.25, took)
 
     async def test_closed_accounts_say_why_only_to_their_owner(self) -> None:
         await self.start()
