@@ -42,6 +42,8 @@ class Attachment:
         self.iopub: set[IopubEnd] = set()
         #: Where the next one begins when there is none; None: with what is said from then on.
         self.parked: int | None = start
+        #: One has been, and is no more.
+        self.had = False
 
 
 class Channels:
@@ -86,11 +88,17 @@ class Channels:
         #: Where the journal ended when the kernel was last there anew.
         self._before = journal.end
         self._over = self._closed = False
+        self._epitaph: SksdError | None = None
 
     @property
     def hears(self) -> bool:
         """What the kernel publishes arrives here."""
         return self.subscribed and self.journal.end > self._before
+
+    @property
+    def missed(self) -> int:
+        """How many bytes it has said that nobody has had, and that are kept."""
+        return self.journal.end - max(self.seen, self.journal.start)
 
     @property
     def links(self) -> list[Link]:
@@ -109,10 +117,12 @@ class Channels:
     def attach(self, link: Link, name: str, replay: str, watches: bool) -> None:
         """Carry the channels over `link`, called `name`; `replay`: MISSED, NOW or START (sksd.link.hello)."""
         journal = self.journal
-        start = {NOW: journal.end, START: journal.start, MISSED: max(self.seen, journal.start)}[replay]
+        # What is no longer kept is told of by the stream.
+        start = {NOW: journal.end, START: 0, MISSED: self._message_at(self.seen)}[replay]
         here = self._links[link] = Attachment(link, name, start, journal.end, watches)
         if not watches:
-            journal.pin(name, start)
+            journal.pin(name, max(start, journal.start))
+        link.past = journal.count_between(start, journal.end)
         link.on_opened = lambda stream, channel: self._opened(here, stream, channel)
 
         def over(_: SksdError | None) -> None:
@@ -128,8 +138,8 @@ class Channels:
 
         end: FrontEnd
         if channel == IOPUB:
-            end = IopubEnd(here.link, stream, self.journal, self._key, lambda end: self._begins(here, end),
-                           moved, lambda end: self._gone(here, end))  # fmt: skip
+            end = IopubEnd(here.link, stream, self.journal, self._key, here.watches,
+                           lambda end: self._begins(here, end), moved, lambda end: self._gone(here, end))  # fmt: skip
         else:
             end = TalkEnd(here.link, stream, lambda end, identity: self._greeted(channel, end, identity),
                           self._asked, moved, self._left)  # fmt: skip
@@ -138,7 +148,7 @@ class Channels:
             end.last()
 
     def _begins(self, here: Attachment, end: IopubEnd) -> tuple[int, int]:
-        start = self.journal.end if here.parked is None else max(here.parked, self.journal.start)
+        start = self.journal.end if here.parked is None else here.parked
         here.parked = None
         here.iopub.add(end)
         return start, here.now
@@ -147,18 +157,23 @@ class Channels:
         if end in here.iopub:
             self.taken(here.link)
             here.iopub.remove(end)
+            here.had = True
             if not here.iopub:
-                here.parked = self.journal.boundary_at_or_before(end.delivered)
+                here.parked = self._message_at(end.delivered)
+            self._part(here)
         self._relieve()
+
+    def _message_at(self, place: int) -> int:
+        return place if place < self.journal.start else self.journal.boundary_at_or_before(place)
 
     def taken(self, link: Link) -> None:
         """Called when the other end of `link` has passed on more: pins move, and what was seen."""
         here = self._links.get(link)
         if here is None:
             return
-        if here.iopub and not here.watches:
-            places = [end.delivered for end in here.iopub]
-            self.journal.pin(here.name, min(places))
+        places = [end.delivered for end in here.iopub]
+        if places and not here.watches:
+            self.journal.pin(here.name, max(min(places), self.journal.start))
             self._has_seen(max(places))
         for session in self._sessions.values():
             if session.end is not None and session.end.link is link:
@@ -283,6 +298,17 @@ class Channels:
                 end.last()  # type: ignore[attr-defined]
         for session in list(self._sessions.values()):
             session.last()
+
+    def part(self, epitaph: SksdError) -> None:
+        """After `last`: each link ends with `epitaph` as soon as its front ends have everything."""
+        self._over, self._epitaph = True, epitaph
+        for here in list(self._links.values()):
+            self._part(here)
+
+    def _part(self, here: Attachment) -> None:
+        # Who watches has come for what was said, and may be about to ask for it.
+        if self._epitaph is not None and (not here.watches or (here.had and not here.iopub)):
+            here.link.finish(self._epitaph, None)
 
     def close(self) -> None:
         """For good; the journal stays. Harmless when done before."""

@@ -125,6 +125,8 @@ class Engine:
             label=record.label,
             links=len(self._attached()),
             reason=self.how() if self.state == DEAD else self.stalled,
+            stalled=self.stalled is not None,
+            missed=self._channels.missed if self._channels is not None and not self._removed else 0,
             exit_code=end.exit_code if end is not None else None,
             signal=end.signal if end is not None else None,
         )
@@ -174,7 +176,7 @@ class Engine:
     @property
     def unheard(self) -> bool:
         """It has said what no front end has had."""
-        return self._channels is not None and self._channels.seen < self._channels.journal.end
+        return self._channels is not None and self._channels.missed > 0
 
     @property
     def died(self) -> float:
@@ -200,6 +202,13 @@ class Engine:
         self._life.ended(End(exit_code=end.exit_code, signal=end.signal))
         self.last_words = tail(records.log_path(self.record.id))
         self.closed = True
+        try:
+            self._channels = self._make_channels()
+        except SksdError as failed:
+            log.warn("what engine {id} said cannot be read: {failed}", id=self.record.id, failed=failed)
+            return
+        self._channels.part(self._epitaph())
+        self._channels.close()
 
     def interrupt(self) -> None:
         """SIGINT to the kernel and all it has started. Raises EngineEnded."""
@@ -226,7 +235,7 @@ class Engine:
 
     def attach(self, link: Link, hello: Hello) -> None:
         """A link begins to carry it. Raises EngineEnded."""
-        self.must_live()
+        self.must_speak(hello.watch)
         assert self._channels is not None
         self._channels.attach(link, hello.link, hello.replay, hello.watch)
         if not hello.watch:
@@ -273,13 +282,23 @@ class Engine:
         if self.state == DEAD:
             raise self._epitaph()
 
+    def must_speak(self, watches: bool) -> None:
+        """Raises EngineEnded when there is nothing for a link: of a dead one, who watches gets what is kept."""
+        if not watches or self._removed or self._channels is None:
+            self.must_live()
+
     def _epitaph(self) -> EngineEnded:
-        return EngineEnded(engine=self.record.id, how=self.how(), log=self.last_words)
+        # Of one that somebody has stopped nobody wonders about.
+        return EngineEnded(engine=self.record.id, how=self.how(), log="" if self.stopped else self.last_words)
 
     def _open(self) -> None:
-        """Make the channels. Raises CannotWrite and its like."""
+        """Make the channels, and listen. Raises CannotWrite and its like."""
+        self._channels = self._make_channels()
+        self._channels.listen()
+
+    def _make_channels(self) -> Channels:
         record, journal = self.record, records.journal_path(self.record.id)
-        self._channels = Channels(
+        return Channels(
             self._reactor,
             record.connection,
             records.seen_path(record.id),
@@ -289,7 +308,6 @@ class Engine:
             self.expects,
             self._stalled,
         )
-        self._channels.listen()
 
     def journal(self) -> Journal | None:
         """What it has published, while its channels are open."""
@@ -482,8 +500,7 @@ class Engine:
         """Every front end gets all that the kernel had said, then why it has ended."""
         if self._channels is not None:
             await self._channels.last()
-        for link in list(self._channels.links if self._channels is not None else ()):
-            link.finish(self._epitaph(), None)
+            self._channels.part(self._epitaph())
         self._close()
 
     def _close(self) -> None:
@@ -505,7 +522,7 @@ class Engine:
 
     def _unwanted(self) -> None:
         log.info("engine {id} is stopped: nobody is attached any more", id=self.record.id)
-        defer.ensureDeferred(self.stop(5.0))
+        defer.ensureDeferred(self.stop(5.0, "because nobody was attached any more"))
 
 
 def runtime_folder(engine: str) -> Path:

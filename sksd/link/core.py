@@ -269,8 +269,12 @@ class Core:
             return []
         stream.closing = True
         stream.paused = False
-        # Nobody will drain these any more.
-        self._owe(stream, stream.unread)
+        # The other end learns of all that has left this process.
+        if stream.owed and not stream.peer_closed:
+            self._give(stream)
+        if stream.out.size:
+            # Nobody will drain these any more, and the other end, closing too, may need the room to get to its CLOSE.
+            self._owe(stream, stream.unread)
         stream.unread = 0
         if not stream.out.size and not stream.queued:
             stream.queued = True
@@ -288,11 +292,11 @@ class Core:
         self._owe(stream, count)
         return []
 
-    def welcome(self) -> list[Action]:
-        """Accepting end, after `Greeted`: take the link."""
+    def welcome(self, past: int = 0) -> list[Action]:
+        """Accepting end, after `Greeted`: take the link; `past` as in Welcome."""
         if self._state == _GREETING and not self._opens:
             self._state = _OPEN
-            self._first = welcome_frame(Welcome())
+            self._first = welcome_frame(Welcome(past=past))
         return []
 
     def end(self, error: SksdError | None) -> list[Action]:
