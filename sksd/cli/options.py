@@ -138,6 +138,14 @@ def starting(command: Command) -> Command:
     return command
 
 
+def figures(command: Command) -> Command:
+    """--figures FOLDER."""
+    return click.option(
+        "--figures", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path),
+        help="Save pictures there, as figure-1.png and so on.",
+    )(command)  # fmt: skip
+
+
 def engine(command: Command) -> Command:
     """--engine ID."""
     return click.option(

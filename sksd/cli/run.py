@@ -68,8 +68,7 @@ class _Run(click.Command):
 )
 @options.host
 @click.option("-c", "code", metavar="CODE", help="Run this; the value of its last line is shown.")
-@click.option("--figures", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path),
-              help="Save pictures there, as figure-1.png and so on.")
+@options.figures
 @options.engine
 @options.starting
 @click.argument(
@@ -113,6 +112,7 @@ def command(
     async def body(scope: Scope) -> int:
         from sksd.cli import spinning
         from sksd.cli.access import session_on
+        from sksd.cli.state import LinkState
         from sksd.cli.terminal import Record, Screen
         from sksd.client.relay import open_relay
         from sksd.jupyter.execute import Program
@@ -126,11 +126,14 @@ def command(
             session_on(scope, access) as session,
             spinning.engine_for(scope, session, engine, start) as held,
         ):
-            relay = await open_relay(scope.reactor, session.route, held.ticket, timeout=access.timeout)
-            try:
-                exit_code = await _work(scope, held, relay, Program(*program), front)
-            finally:
-                await relay.stop()
+            with LinkState(scope) as state:
+                relay = await open_relay(
+                    scope.reactor, session.route, held.ticket, timeout=access.timeout, replay="now", told=state.told
+                )
+                try:
+                    exit_code = await _work(scope, held, relay, Program(*program), front)
+                finally:
+                    await relay.stop()
         if isinstance(front, Record):
             output.document({"engine": held.session.id, **front.document(exit_code)})
         return exit_code
