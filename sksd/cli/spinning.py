@@ -15,7 +15,6 @@ from sksd.client.hosts import Target
 from sksd.client.session import EngineSession, Session
 from sksd.errors import (
     EngineAmbiguous,
-    EngineEnded,
     NoSuchEngine,
     NothingFits,
     NotStarted,
@@ -23,7 +22,6 @@ from sksd.errors import (
     from_code,
 )
 from sksd.wire.messages import Accept, Engine, Outcome, SpinUp, Ticket
-from sksd.wire.names import DEAD
 
 #: Seconds after which the host ends an engine of ours when we were killed and could not.
 ORPHAN: Final = 60.0
@@ -134,8 +132,6 @@ async def engine_for(
     """The engine that was named, or a new one, which is stopped after the block unless `keep`."""
     if engine is not None:
         found = await find(session, engine)
-        if found.state == DEAD:
-            raise EngineEnded(host=session.route.name, engine=found.id, how=found.reason or "it is dead")
         held = await session.engine(found.id)
         yield Held(held, await held.ticket(), ours=False)
         return

@@ -20,7 +20,7 @@ from sksd.keeper import processes, records
 from sksd.keeper.channels import Channels
 from sksd.keeper.journal import Journal
 from sksd.keeper.lifecycle import Action, Arm, End, Lifecycle
-from sksd.keeper.log import BoundedLogs, open_log, tail
+from sksd.keeper.log import BoundedLogs, open_log, tail, without_banner
 from sksd.keeper.memory import Memory
 from sksd.keeper.probe import Question
 from sksd.link.hello import Hello
@@ -288,8 +288,9 @@ class Engine:
             self.must_live()
 
     def _epitaph(self) -> EngineEnded:
-        # Of one that somebody has stopped nobody wonders about.
-        return EngineEnded(engine=self.record.id, how=self.how(), log="" if self.stopped else self.last_words)
+        # Nobody wonders about one that somebody has stopped.
+        words = "" if self.stopped else without_banner(self.last_words)
+        return EngineEnded(engine=self.record.id, how=self.how(), log=words)
 
     def _open(self) -> None:
         """Make the channels, and listen. Raises CannotWrite and its like."""
