@@ -7,10 +7,11 @@ def size(count: float) -> str:
     """Bytes, as "3.1 MB": powers of 1000."""
     if count < 1000:
         return f"{count:.0f} bytes"
-    units = iter(("kB", "MB", "GB", "TB"))
-    while count >= 999.5:
-        count, unit = count / 1000, next(units)
-    return f"{count:.1f} {unit}"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
 
 
 def duration(seconds: float) -> str:

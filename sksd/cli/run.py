@@ -11,7 +11,7 @@ import click
 
 from sksd.cli import names, options
 from sksd.cli.output import Output, at_terminal
-from sksd.cli.running import Job, Scope, finished, first_of, in_asyncio, run
+from sksd.cli.running import Job, Scope, first_of, in_asyncio, run
 
 if TYPE_CHECKING:
     from sksd.cli.spinning import Held
@@ -92,7 +92,7 @@ def command(
 
     The program is CODE, the FILE of this machine, or stdin for `-`. Options stand before FILE; what follows it
     belongs to the program. With -c, ENV may be left out: it is the first with a kernel that fits then. The exit
-    code is the program's. Ctrl-C interrupts it, twice ends it.
+    code is the program's. Ctrl-C interrupts it; twice, or while the host is out of reach, ends it.
     """
     output: Output = context.obj
     rest = list(words)
@@ -161,6 +161,7 @@ async def _work(scope: Scope, held: Held, relay: Relay, program: Program, front:
     """The program's exit code; raises what ended the link before."""
     from twisted.internet import defer
 
+    from sksd.errors import SksdError
     from sksd.jupyter.execute import Execution
 
     async def prepared() -> Execution:
@@ -171,16 +172,22 @@ async def _work(scope: Scope, held: Held, relay: Relay, program: Program, front:
     ended = Job(relay.when_ended())
     pressed = -_TWICE
 
+    async def ask() -> None:
+        try:
+            await held.session.interrupt()
+        except SksdError:
+            scope.end()
+
     def interrupt() -> None:
         nonlocal pressed
         now = time.monotonic()
-        if now - pressed < _TWICE:
+        if now - pressed < _TWICE or relay.cut_for is not None:
             scope.end()
             return
         pressed = now
         if at_terminal(sys.stderr) and not scope.output.as_json:
             scope.output.note("sksd: interrupting; Ctrl-C once more ends the program.")
-        defer.ensureDeferred(finished(held.session.interrupt()))
+        defer.ensureDeferred(ask())
 
     try:
         with scope.interrupts(interrupt):

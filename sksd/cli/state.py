@@ -23,7 +23,8 @@ class LinkState:
     def __init__(self, scope: Scope, live: bool = True) -> None:
         self._output = scope.output
         self._reactor = scope.reactor
-        self._live = live and at_terminal(sys.stderr)
+        self._terminal = at_terminal(sys.stderr)
+        self._live = live and self._terminal
         self._since: float | None = None
         self._why = ""
         self._timer: Any = None
@@ -46,19 +47,28 @@ class LinkState:
         self._since = None
         if not status.settling:
             size = amounts.size(status.caught_up)
-            self._output.note(f"sksd: back, {size} caught up" if status.caught_up else "sksd: back")
+            self._line(f"sksd: back, {size} caught up" if status.caught_up else "sksd: back")
 
     def _tell(self) -> None:
         assert self._since is not None
-        lasts = amounts.duration(self._reactor.seconds() - self._since)
-        line = f"sksd: reconnecting for {lasts} (the connection broke off: {self._why})"
+        seconds = self._reactor.seconds() - self._since
+        lasts = f" for {amounts.duration(seconds)}" if seconds >= 1 else ""
+        line = f"sksd: reconnecting{lasts} ({self._why})"
         if self._live:
             self._shown = True
             sys.stderr.write(_CLEAR + safe(line))
             sys.stderr.flush()
         else:
-            self._output.note(line)
+            self._line(line)
         self._timer = self._reactor.callLater(1.0 if self._live else _EVERY, self._tell)
+
+    def _line(self, text: str) -> None:
+        if self._terminal and not self._live:
+            # Whoever has the terminal may have made its line ends two letters.
+            sys.stderr.write(f"\r\n{safe(text)}\r\n")
+            sys.stderr.flush()
+        else:
+            self._output.note(text)
 
     def _stop(self) -> None:
         if self._timer is not None and self._timer.active():

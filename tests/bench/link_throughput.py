@@ -23,13 +23,13 @@ PINGS = 2000
 
 
 def _remote(folder: Path, port_pipe: int) -> None:
+    from sksd.link.remote import RemoteEnd
     from twisted.internet import reactor
     from twisted.internet.protocol import Factory
 
     from sksd.link.hello import Hello
     from sksd.link.link import Link
     from sksd.link.protocol import LinkConnection
-    from sksd.link.remote import RemoteEnd
 
     info: dict[str, str | int] = {"transport": "ipc", "ip": str(folder / "e")}
     info |= {f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control"), 1)}

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sksd.link.remote import RemoteEnd
 from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
@@ -17,7 +18,6 @@ from sksd.link.hello import Hello, new_hello, read_goodbye
 from sksd.link.link import Link
 from sksd.link.local import Channels, LocalEnd
 from sksd.link.protocol import LinkConnection
-from sksd.link.remote import RemoteEnd
 
 
 class Wire(StringTransport):
