@@ -28,6 +28,8 @@ IOPUB: Final = "iopub"
 _AGAIN: Final = 1.0
 #: Seconds that a dead kernel's sockets have to give what they still hold.
 _DRAIN: Final = 2.0
+#: Bytes of the messages about a kernel's state that follow its first answer.
+_GREETING: Final = 2048
 _SPOOL_MEMORY: Final = 4 * 1024 * 1024
 
 
@@ -89,6 +91,8 @@ class Channels:
         self._before = journal.end
         self._over = self._closed = False
         self._epitaph: SksdError | None = None
+        #: Up to where a kernel that has just started only says that it has: its last "idle" may come late.
+        self._greeting = 0
 
     @property
     def hears(self) -> bool:
@@ -117,6 +121,7 @@ class Channels:
     def attach(self, link: Link, name: str, replay: str, watches: bool) -> None:
         """Carry the channels over `link`, called `name`; `replay`: MISSED, NOW or START (sksd.link.hello)."""
         journal = self.journal
+        self._greeting = 0
         # What is no longer kept is told of by the stream.
         start = {NOW: journal.end, START: 0, MISSED: self._message_at(self.seen)}[replay]
         here = self._links[link] = Attachment(link, name, start, journal.end, watches)
@@ -183,6 +188,7 @@ class Channels:
     def skip(self) -> None:
         """What was said so far is of no interest to anybody: the kernel has just started."""
         self.seen = self.journal.end
+        self._greeting = self.seen + _GREETING
         self._save_seen()
 
     def _has_seen(self, place: int) -> None:
@@ -243,6 +249,8 @@ class Channels:
             self._later()
             return
         if piece.boundary:
+            if self.journal.end <= self._greeting:
+                self._has_seen(self.journal.end)
             for here in self._links.values():
                 for end in list(here.iopub):
                     end.pump()
