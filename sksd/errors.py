@@ -441,6 +441,10 @@ class EngineEnded(SksdError):
 
     code = "engine-ended"
 
+    def __str__(self) -> str:
+        log = str(self.fields.get("log") or "").strip()
+        return super().__str__() + (f" Its last lines:\n{log}" if log else "")
+
 
 # -- changing environments --------------------------------------------------------------------------------------
 
@@ -608,14 +612,15 @@ class TicketRefused(SksdError):
 
 
 class LinkCut(SksdError):
-    """The link to {host} was cut ({problem}): the engine goes on running, `sksd console {host} --engine {engine}`
-    is back in it, but output from in between may be missing."""
+    """The link to {host} is over ({problem}): the engine goes on running, and `sksd console {host} --engine {engine}`
+    is back in it. Output may be missing here: `sksd log {host} {engine}` shows what is kept of it."""
 
     code = "link-cut"
 
 
 class LinkForgotten(SksdError):
-    """{host} no longer knows this link: another is made."""
+    """{host} no longer knows this link: `sksd console {host} --engine {engine}` makes another. Output may be missing
+    here: `sksd log {host} {engine}` shows what is kept of it."""
 
     code = "link-forgotten"
 

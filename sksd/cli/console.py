@@ -73,14 +73,16 @@ def command(
 
 async def converse(scope: Scope, route: Any, held: Held, timeout: float) -> int:
     """The console, until the person leaves it; its exit code. Raises what ended the link before."""
+    from sksd.cli.state import LinkState
     from sksd.client.relay import open_relay
 
-    relay = await open_relay(scope.reactor, route, held.ticket, timeout=timeout)
-    try:
-        with _terminal_restored(), scope.interrupts(lambda: None):
-            return await _child(scope, held, relay)
-    finally:
-        await relay.stop()
+    with LinkState(scope, live=False) as state:
+        relay = await open_relay(scope.reactor, route, held.ticket, timeout=timeout, told=state.told)
+        try:
+            with _terminal_restored(), scope.interrupts(lambda: None):
+                return await _child(scope, held, relay)
+        finally:
+            await relay.stop()
 
 
 async def _child(scope: Scope, held: Held, relay: Relay) -> int:
@@ -103,7 +105,7 @@ async def _child(scope: Scope, held: Held, relay: Relay) -> int:
     child = scope.reactor.spawnProcess(
         Child(),
         sys.executable,
-        [sys.executable, "-m", "sksd.jupyter.console", str(relay.file)],
+        [sys.executable, "-m", "sksd.jupyter.console", str(relay.file), str(relay.past)],
         env=dict(os.environ),
         childFDs={0: 0, 1: 1, 2: 2, 3: "r", 4: "w"},
     )

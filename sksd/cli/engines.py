@@ -10,6 +10,7 @@ import click
 from sksd.cli import names, options
 from sksd.cli.output import Output
 from sksd.cli.running import Scope, run
+from sksd.wire.names import DEAD
 
 if TYPE_CHECKING:
     from sksd.wire.messages import Engine
@@ -46,6 +47,10 @@ def command(output: Output, access: options.Access) -> None:
 
 def _row(each: Engine) -> list[object]:
     state = f"{each.state} ({each.reason})" if each.reason else each.state
+    if each.stalled:
+        state = f"stopped: {each.reason}"
+    elif each.state == DEAD and each.missed:
+        state += ", output missed"
     kernel = f"{each.kernel.package} {each.kernel.version}"
     return [each.id, each.environment, kernel, state, when(each.started), each.links, each.cwd, each.label]
 

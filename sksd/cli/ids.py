@@ -35,8 +35,10 @@ def each(
     doing: str,
     done: str,
     act: Callable[[EngineSession], Awaitable[Engine]],
+    dead: bool = False,
 ) -> None:
-    """`act` on each engine; no ids: on all that are not dead. Every id is looked up before the first is touched."""
+    """`act` on each engine; no ids: on all that are not dead, or with `dead` on those, too. Every id is looked up
+    before the first is touched."""
 
     async def body(scope: Scope) -> list[Engine]:
         from sksd.cli.access import session_on
@@ -47,12 +49,13 @@ def each(
             if ids:
                 found = [await find(session, each) for each in ids]
             else:
-                found = [each for each in await session.engines() if each.state != DEAD]
+                found = [each for each in await session.engines() if dead or each.state != DEAD]
             result = []
             for engine in {engine.id: engine for engine in found}.values():
                 with output.waiting(scope.reactor, f"{doing} {engine.id}"):
                     result.append(await act(await session.engine(engine.id)))
-                output.say(f"{done} {engine.id} ({engine.environment}).")
+                word = "Forgot" if engine.state == DEAD else done
+                output.say(f"{word} {engine.id} ({engine.environment}).")
         return result
 
     engines = run(output, body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from sksd import amounts
 from sksd.cli import options
 from sksd.cli.output import Output
 from sksd.cli.running import Scope, run
@@ -33,7 +34,7 @@ def command(output: Output, access: options.Access) -> None:
                 ("fingerprint", host.fingerprint),
                 ("platform", host.platform),
                 ("cores", f"{host.cores}, load {host.load[0]:.2f}" if host.load else host.cores),
-                ("memory", f"{_size(host.memory_available)} of {_size(host.memory_total)} free"),
+                ("memory", f"{amounts.size(host.memory_available)} of {amounts.size(host.memory_total)} free"),
                 ("kernels", f"{host.running} of {host.maximum}"),
                 ("sksd", f"{host.version} ({host.mode} mode, Python {host.python})"),
                 ("logged in as", host.user),
@@ -41,7 +42,3 @@ def command(output: Output, access: options.Access) -> None:
         )
 
     run(output, body)
-
-
-def _size(number: int) -> str:
-    return f"{number / 2**30:.1f} GiB"

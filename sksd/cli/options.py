@@ -251,6 +251,12 @@ def needing(command: Command) -> Command:
     ):
         with_needs = decorate(with_needs)
     return with_needs
+def figures(command: Command) -> Command:
+    """--figures FOLDER."""
+    return click.option(
+        "--figures", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path),
+        help="Save pictures there, as figure-1.png and so on.",
+    )(command)  # fmt: skip
 
 
 def engine(command: Command) -> Command:

@@ -62,6 +62,7 @@ def command(
 
         from sksd.cli import spinning
         from sksd.cli.access import session_on
+        from sksd.cli.state import LinkState
         from sksd.client.relay import open_relay
 
         linger = None if keep else spinning.ORPHAN
@@ -71,18 +72,19 @@ def command(
             session_on(scope, access) as session,
             spinning.engine_for(scope, session, engine, start, keep) as held,
         ):
-            relay = await open_relay(
-                scope.reactor, session.route, held.ticket, file=where.absolute(), transport=transport,
-                timeout=access.timeout,
-            )  # fmt: skip
-            try:
-                output.document({"file": str(relay.file), "engine": relay.engine})
-                output.say(str(relay.file))
-                ended = await relay.when_ended()
-            except CancelledError:
-                ended = None
-            finally:
-                await relay.stop()
+            with LinkState(scope) as state:
+                relay = await open_relay(
+                    scope.reactor, session.route, held.ticket, file=where.absolute(), transport=transport,
+                    timeout=access.timeout, told=state.told,
+                )  # fmt: skip
+                try:
+                    output.document({"file": str(relay.file), "engine": relay.engine})
+                    output.say(str(relay.file))
+                    ended = await relay.when_ended()
+                except CancelledError:
+                    ended = None
+                finally:
+                    await relay.stop()
             if ended is not None:
                 raise ended
 

@@ -11,7 +11,7 @@ import click
 
 from sksd.cli import names, options
 from sksd.cli.output import Output, at_terminal
-from sksd.cli.running import Job, Scope, finished, first_of, in_asyncio, run
+from sksd.cli.running import Job, Scope, first_of, in_asyncio, run
 
 if TYPE_CHECKING:
     from sksd.cli.spinning import Held
@@ -68,8 +68,7 @@ class _Run(click.Command):
 )
 @options.host
 @click.option("-c", "code", metavar="CODE", help="Run this; the value of its last line is shown.")
-@click.option("--figures", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path),
-              help="Save pictures there, as figure-1.png and so on.")
+@options.figures
 @options.engine
 @options.starting
 @options.needing
@@ -95,7 +94,7 @@ def command(
 
     The program is CODE, the FILE of this machine, or stdin for `-`. Options stand before FILE; what follows it
     belongs to the program. With -c, ENV may be left out: it is the first with a kernel that fits then. The exit
-    code is the program's. Ctrl-C interrupts it, twice ends it.
+    code is the program's. Ctrl-C interrupts it; twice, or while the host is out of reach, ends it.
     """
     output: Output = context.obj
     rest = list(words)
@@ -115,6 +114,7 @@ def command(
     async def body(scope: Scope) -> int:
         from sksd.cli import spinning
         from sksd.cli.access import session_on
+        from sksd.cli.state import LinkState
         from sksd.cli.terminal import Record, Screen
         from sksd.client.relay import open_relay
         from sksd.jupyter.execute import Program
@@ -128,11 +128,14 @@ def command(
             session_on(scope, access) as session,
             spinning.engine_for(scope, session, engine, start) as held,
         ):
-            relay = await open_relay(scope.reactor, session.route, held.ticket, timeout=access.timeout)
-            try:
-                exit_code = await _work(scope, held, relay, Program(*program), front)
-            finally:
-                await relay.stop()
+            with LinkState(scope) as state:
+                relay = await open_relay(
+                    scope.reactor, session.route, held.ticket, timeout=access.timeout, replay="now", told=state.told
+                )
+                try:
+                    exit_code = await _work(scope, held, relay, Program(*program), front)
+                finally:
+                    await relay.stop()
         if isinstance(front, Record):
             output.document({"engine": held.session.id, **front.document(exit_code)})
         return exit_code
@@ -160,6 +163,7 @@ async def _work(scope: Scope, held: Held, relay: Relay, program: Program, front:
     """The program's exit code; raises what ended the link before."""
     from twisted.internet import defer
 
+    from sksd.errors import SksdError
     from sksd.jupyter.execute import Execution
 
     async def prepared() -> Execution:
@@ -170,16 +174,22 @@ async def _work(scope: Scope, held: Held, relay: Relay, program: Program, front:
     ended = Job(relay.when_ended())
     pressed = -_TWICE
 
+    async def ask() -> None:
+        try:
+            await held.session.interrupt()
+        except SksdError:
+            scope.end()
+
     def interrupt() -> None:
         nonlocal pressed
         now = time.monotonic()
-        if now - pressed < _TWICE:
+        if now - pressed < _TWICE or relay.cut_for is not None:
             scope.end()
             return
         pressed = now
         if at_terminal(sys.stderr) and not scope.output.as_json:
             scope.output.note("sksd: interrupting; Ctrl-C once more ends the program.")
-        defer.ensureDeferred(finished(held.session.interrupt()))
+        defer.ensureDeferred(ask())
 
     try:
         with scope.interrupts(interrupt):

@@ -162,12 +162,30 @@ async def first_of(*jobs: Job[Any]) -> None:
 
 
 async def in_asyncio(work: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine of asyncio's in a body."""
+    """Await a coroutine of asyncio's in a body. Cancelled, it ends in CancelledError even where the work is done
+    already, which Deferred.fromFuture would not: Ctrl-C must not be lost."""
     import asyncio
 
     from twisted.internet import defer
 
-    return await defer.Deferred.fromFuture(asyncio.ensure_future(work))
+    task = asyncio.ensure_future(work)
+
+    def done() -> Deferred[None]:
+        waiting: Deferred[None] = defer.Deferred()
+        task.add_done_callback(lambda _: None if waiting.called else waiting.callback(None))
+        return waiting
+
+    try:
+        await done()
+    except defer.CancelledError:
+        if task.cancel():
+            await done()
+        raise
+    finally:
+        # Whoever gives up does not ask how it ended, and asyncio would complain.
+        if task.done() and not task.cancelled():
+            task.exception()
+    return task.result()
 
 
 async def finished(awaitable: Awaitable[T]) -> T | None:

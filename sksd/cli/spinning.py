@@ -20,7 +20,6 @@ from sksd.client.session import EngineSession, Session
 from sksd.errors import (
     Cancelled,
     EngineAmbiguous,
-    EngineEnded,
     NoSuchEngine,
     NothingFits,
     NotStarted,
@@ -28,7 +27,6 @@ from sksd.errors import (
     from_code,
 )
 from sksd.wire.messages import Accept, Engine, Outcome, Progress, SpinUp, Ticket
-from sksd.wire.names import DEAD
 
 #: Seconds after which the host ends an engine of ours when we were killed and could not.
 ORPHAN: Final = 60.0
@@ -154,8 +152,6 @@ async def engine_for(
         if start.needs != Needs():
             raise click.UsageError("--require, --file, --create and --mend are for a new engine, not for --engine.")
         found = await find(session, engine)
-        if found.state == DEAD:
-            raise EngineEnded(host=session.route.name, engine=found.id, how=found.reason or "it is dead")
         held = await session.engine(found.id)
         yield Held(held, await held.ticket(), ours=False)
         return

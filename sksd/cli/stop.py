@@ -16,9 +16,9 @@ from sksd.cli.output import Output
 @options.on_host
 @click.pass_context
 def command(context: click.Context, access: options.Access, grace: float, **given: object) -> None:
-    """End engines."""
+    """End engines; those that have ended are listed no longer, and what they said is not kept."""
     names, everything = given["ids"], bool(given["everything"])
     assert isinstance(names, tuple)
     ids.check(context, names, everything)
     output: Output = context.obj
-    ids.each(output, access, names, "Stopping", "Stopped", lambda engine: engine.shutdown(grace))
+    ids.each(output, access, names, "Stopping", "Stopped", lambda engine: engine.shutdown(grace), True)

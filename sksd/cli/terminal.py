@@ -177,8 +177,7 @@ class Screen:
     """
 
     def __init__(self, figures: Path | None, stdin: bool = True) -> None:
-        self.saved: list[Path] = []
-        self._figures = figures
+        self._figures = Figures(figures) if figures is not None else None
         self._stdin = stdin
         self._writer = Writer()
         self._reader = Reader()
@@ -186,35 +185,39 @@ class Screen:
         self._hinted = False
 
     async def stream(self, name: str, text: str) -> None:
-        """Called by Execution."""
+        """Called by Rendering."""
         file, descriptor = (sys.stderr, 2) if name == "stderr" else (sys.stdout, 1)
         await self._writer.write(descriptor, text.encode(file.encoding or "utf-8", "backslashreplace"))
 
     async def result(self, text: str) -> None:
-        """Called by Execution."""
+        """Called by Rendering."""
         await self.stream("stdout", f"{text}\n")
 
     async def traceback(self, text: str) -> None:
-        """Called by Execution."""
+        """Called by Rendering."""
         await self.stream("stderr", (text if self._colours else plain(text)) + "\n")
 
     async def flush(self) -> None:
         """Returns when everything is on the screen."""
         await self._writer.flush()
 
-    async def picture(self, kind: str, data: bytes, text: str) -> None:
-        """Called by Execution."""
+    async def clear(self) -> None:
+        """Called by Rendering: of what a terminal shows, the line that is not ended can be taken back."""
+        if at_terminal(sys.stdout):
+            await self.stream("stdout", "\r\x1b[2K")
+
+    async def picture(self, kind: str, data: bytes, text: str, display: str | None) -> None:
+        """Called by Rendering."""
         if self._figures is None:
             await self.result(text or f"<{kind}, {len(data)} bytes>")
             if not self._hinted:
                 self._hinted = True
                 await self.stream("stderr", "sksd: --figures FOLDER saves pictures.\n")
             return
-        self.saved.append(save(self._figures, kind, data))
-        await self.stream("stderr", f"sksd: saved {self.saved[-1]}\n")
+        await self.stream("stderr", f"sksd: saved {self._figures.save(kind, data, display)}\n")
 
     async def input(self, prompt: str, password: bool) -> str | None:
-        """Called by Execution."""
+        """Called by Rendering."""
         if not self._stdin:
             return None
         if prompt:
@@ -229,40 +232,47 @@ class Record:
     """A `sksd.jupyter.execute.Front` that keeps everything for one JSON document. Input comes from stdin."""
 
     def __init__(self, figures: Path | None, stdin: bool = True) -> None:
-        self.saved: list[Path] = []
         self.text: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self.results: list[str] = []
         self.error: str | None = None
-        self._figures = figures
+        self._figures = Figures(figures) if figures is not None else None
         self._stdin = stdin
         self._reader = Reader()
 
     async def stream(self, name: str, text: str) -> None:
-        """Called by Execution."""
+        """Called by Rendering."""
         self.text["stderr" if name == "stderr" else "stdout"].append(text)
 
     async def result(self, text: str) -> None:
-        """Called by Execution."""
+        """Called by Rendering."""
         self.results.append(text)
 
     async def traceback(self, text: str) -> None:
-        """Called by Execution."""
+        """Called by Rendering."""
         self.error = plain(text)
 
-    async def picture(self, kind: str, data: bytes, text: str) -> None:
-        """Called by Execution."""
+    async def picture(self, kind: str, data: bytes, text: str, display: str | None) -> None:
+        """Called by Rendering."""
         if self._figures is None:
             self.results.append(text)
         else:
-            self.saved.append(save(self._figures, kind, data))
+            self._figures.save(kind, data, display)
+
+    async def clear(self) -> None:
+        """Called by Rendering; all that was said is kept."""
 
     async def input(self, prompt: str, password: bool) -> str | None:
-        """Called by Execution."""
+        """Called by Rendering."""
         await self.stream("stdout", prompt)
         return await self._reader.line(password) if self._stdin else None
 
     async def flush(self) -> None:
         """Nothing waits."""
+
+    @property
+    def saved(self) -> list[Path]:
+        """The pictures that were kept."""
+        return self._figures.saved if self._figures is not None else []
 
     def document(self, exit_code: int) -> dict[str, Any]:
         """What `sksd run --json` prints."""
@@ -276,15 +286,35 @@ class Record:
         }
 
 
-def save(folder: Path, kind: str, data: bytes) -> Path:
-    """Write a picture under the next free name in `folder`, which is made. Raises CannotWrite, and leaves no part of
-    a picture."""
+class Figures:
+    """Pictures that are kept in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.saved: list[Path] = []
+        self._folder = folder
+        self._displays: dict[tuple[str, str], Path] = {}
+
+    def save(self, kind: str, data: bytes, display: str | None) -> Path:
+        """Write a picture: in the place of the one with the same `display`, else under the next free name. Raises
+        CannotWrite."""
+        before = self._displays.get((display, kind)) if display is not None else None
+        path = _write_picture(self._folder, kind, data, before)
+        if before is None:
+            self.saved.append(path)
+        if display is not None:
+            self._displays[display, kind] = path
+        return path
+
+
+def _write_picture(folder: Path, kind: str, data: bytes, path: Path | None) -> Path:
+    """Leaves no part of a picture; the folder is made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
+        for number in itertools.count(1) if path is None else ():
             path = folder / f"figure-{number}.{kind}"
             with contextlib.suppress(FileExistsError), open(path, "xb"):
                 break
+        assert path is not None
         try:
             path.write_bytes(data)
         except OSError:

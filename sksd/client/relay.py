@@ -52,11 +52,12 @@ _PASSING: Final = (Unreachable, TimedOut, HostGone, LinkCut, NotSksd, ProxyFaile
 
 class Status(msgspec.Struct, frozen=True):
     """What a person may be told of a link. `cut`: seconds since it was cut, None while it stands; `why`: what cut it.
-    `caught_up`: bytes that came after the last cut, while the link was brought up to date; `lost`: the host had
-    forgotten the link, so that what was said meanwhile may be missing."""
+    `settling`: it stands again, and is being brought up to date; `caught_up`: bytes that came meanwhile; `lost`: the
+    host had forgotten the link, so that what was said meanwhile may be missing."""
 
     cut: float | None = None
     why: str = ""
+    settling: bool = False
     caught_up: int = 0
     lost: bool = False
 
@@ -64,8 +65,8 @@ class Status(msgspec.Struct, frozen=True):
 class Carrier:
     """One link that is connected again whenever it is cut, for as long as its engine lives.
 
-    `told(status)` is called when the link is cut, and when it is back. Used by the relay, and by whoever speaks on a
-    link without front ends.
+    `told(status)` is called when the link is cut, when it stands again, and when it is up to date. Used by the relay,
+    and by whoever speaks on a link without front ends.
     """
 
     def __init__(self, reactor: Any, route: Route, hello: Hello, told: Callable[[Status], None]) -> None:
@@ -155,6 +156,7 @@ class Carrier:
     def _resumed(self) -> None:
         self._since = 0.0
         self._backoff.connected(self._reactor.seconds())
+        self._told(Status(settling=True))
         # What the cut has held up comes within moments; then it is known how much that was.
         self._settle(self.link.core.received)
 
@@ -227,6 +229,11 @@ class Relay:
     def cut_for(self) -> float | None:
         """Seconds since the link was cut; None while it stands."""
         return self._carrier.cut_for
+
+    @property
+    def past(self) -> int:
+        """How many messages of `replay` come before those that are said now."""
+        return self._carrier.link.past
 
     def when_ended(self) -> defer.Deferred[SksdError | None]:
         """Fires when the link is over: with why, as EngineEnded or LinkForgotten; None after `stop`."""

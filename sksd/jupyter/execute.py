@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import base64
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from sksd.jupyter import snippets
+from sksd.jupyter.output import Page, Rendering
 
 #: Seconds without the end of the output after which the kernel is asked whether there is more to come.
 _ASK_AFTER: Final = 2.0
@@ -26,26 +26,12 @@ _ASK_AFTER: Final = 2.0
 _SPEAK: Final = 0.3
 #: Messages handled before others get their turn.
 _TURN: Final = 5
-#: Pictures, in order of preference, and what their files are called.
-_PICTURES: Final = {"image/png": "png", "image/svg+xml": "svg", "image/jpeg": "jpeg", "application/pdf": "pdf"}
 #: ipykernel takes this answer for the end of the input.
 _END_OF_INPUT: Final = "\x04"
 
 
-class Front(Protocol):
-    """Where a program's output goes; called in the order in which the engine said it, one call at a time."""
-
-    async def stream(self, name: str, text: str) -> None:
-        """Text on `stdout` or `stderr`."""
-
-    async def result(self, text: str) -> None:
-        """The value of a cell's last expression, or something displayed, as text."""
-
-    async def picture(self, kind: str, data: bytes, text: str) -> None:
-        """A picture: `kind` is png, svg, jpeg or pdf; `text` is what stands for it where there are no pictures."""
-
-    async def traceback(self, text: str) -> None:
-        """An exception, with colours."""
+class Front(Page, Protocol):
+    """Where a program's output goes, and its input comes from."""
 
     async def input(self, prompt: str, password: bool) -> str | None:
         """One line without its end, None at the end of the input. Cancelled when nobody waits any more."""
@@ -67,6 +53,7 @@ class Execution:
     def __init__(self, file: Path, program: Program, front: Front, alone: bool = True) -> None:
         self._program = program
         self._front = front
+        self._rendering = Rendering(front)
         self._alone = alone
         self._context = zmq.asyncio.Context()
         # ZeroMQ drops what exceeds this: rather have it wait here while the terminal or pipe is slow.
@@ -208,25 +195,7 @@ class Execution:
             if kind == "status" and content["execution_state"] == "idle" and parent in self._idle:
                 self._idle[parent].set()
             elif self._request and (parent == self._request or (self._alone and kind == "stream")):
-                await self._show(kind, content)
-
-    async def _show(self, kind: str, content: dict[str, Any]) -> None:
-        if kind == "stream":
-            await self._front.stream(content["name"], content["text"])
-        elif kind in ("display_data", "execute_result", "update_display_data"):
-            await self._display(content["data"])
-        elif kind == "error" and content["ename"] != "SystemExit":
-            await self._front.traceback("\n".join(content["traceback"]))
-
-    async def _display(self, data: dict[str, Any]) -> None:
-        text = str(data.get("text/plain", ""))
-        for mime, kind in _PICTURES.items():
-            if mime in data:
-                body = data[mime] if isinstance(data[mime], str) else "".join(data[mime])
-                picture = body.encode() if mime == "image/svg+xml" else base64.b64decode(body)
-                await self._front.picture(kind, picture, text)
-                return
-        await self._front.result(text)
+                await self._rendering.show(kind, content)
 
     async def _stdin(self) -> None:
         while True:

@@ -12,7 +12,6 @@ from twisted.internet import defer
 from twisted.logger import Logger
 
 from sksd.errors import CannotRead, EngineEnded, SksdError
-from sksd.keeper import jupyter
 from sksd.keeper.ends import FrontEnd, IopubEnd, TalkEnd
 from sksd.keeper.journal import Journal
 from sksd.keeper.sessions import Session
@@ -21,6 +20,7 @@ from sksd.keeper.spool import Spool
 from sksd.link import zmtp
 from sksd.link.hello import MISSED, NOW, START
 from sksd.link.link import Link
+from sksd.wire import jupyter
 
 log = Logger()
 
@@ -29,6 +29,8 @@ IOPUB: Final = "iopub"
 _AGAIN: Final = 1.0
 #: Seconds that a dead kernel's sockets have to give what they still hold.
 _DRAIN: Final = 2.0
+#: Bytes of the messages about a kernel's state that follow its first answer.
+_GREETING: Final = 2048
 _SPOOL_MEMORY: Final = 4 * 1024 * 1024
 _BUFFER: Final = "its output fills the buffer for a front end that does not take it"
 
@@ -45,6 +47,8 @@ class Attachment:
         self.iopub: set[IopubEnd] = set()
         #: Where the next one begins when there is none; None: with what is said from then on.
         self.parked: int | None = start
+        #: One has been, and is no more.
+        self.had = False
 
 
 class Channels:
@@ -93,11 +97,19 @@ class Channels:
         #: Where the journal ended when the kernel was last there anew.
         self._before = journal.end
         self._over = self._closed = False
+        self._epitaph: SksdError | None = None
+        #: Up to where a kernel that has just started only says that it has: its last "idle" may come late.
+        self._greeting = 0
 
     @property
     def hears(self) -> bool:
         """What the kernel publishes arrives here."""
         return self.subscribed and self.journal.end > self._before
+
+    @property
+    def missed(self) -> int:
+        """How many bytes it has said that nobody has had, and that are kept."""
+        return self.journal.end - max(self.seen, self.journal.start)
 
     @property
     def links(self) -> list[Link]:
@@ -108,7 +120,7 @@ class Channels:
     def unheard(self) -> bool:
         """It has said what no front end has had, and more than whether it is busy."""
         try:
-            said = self.journal.messages(self._whole(self.seen))
+            said = self.journal.messages(self._whole(max(self.seen, self.journal.start)))
             return any(not jupyter.is_status(zmtp.split(message)) for _, message in said)
         except CannotRead:
             return True
@@ -125,10 +137,13 @@ class Channels:
     def attach(self, link: Link, replay: str, watches: bool) -> None:
         """Carry the channels over `link`; `replay`: MISSED, NOW or START (sksd.link.hello)."""
         journal = self.journal
-        start = {NOW: journal.end, START: journal.start, MISSED: self._whole(self.seen)}[replay]
+        self._greeting = 0
+        # What is no longer kept is told of by the stream.
+        start = {NOW: journal.end, START: 0, MISSED: self._whole(self.seen)}[replay]
         here = self._links[link] = Attachment(link, start, journal.end, watches)
         if not watches:
-            journal.pin(here, start)
+            journal.pin(here, max(start, journal.start))
+        link.past = journal.count_between(start, journal.end)
         link.on_opened = lambda stream, channel: self._opened(here, stream, channel)
 
         def over(error: SksdError | None) -> None:
@@ -147,8 +162,8 @@ class Channels:
 
         end: FrontEnd
         if channel == IOPUB:
-            end = IopubEnd(here.link, stream, self.journal, self._key, lambda end: self._begins(here, end),
-                           moved, lambda end: self._gone(here, end))  # fmt: skip
+            end = IopubEnd(here.link, stream, self.journal, self._key, here.watches,
+                           lambda end: self._begins(here, end), moved, lambda end: self._gone(here, end))  # fmt: skip
         else:
             end = TalkEnd(here.link, stream, lambda end, identity: self._greeted(channel, end, identity),
                           self._asked, moved, self._left)  # fmt: skip
@@ -157,7 +172,7 @@ class Channels:
             end.last()
 
     def _begins(self, here: Attachment, end: IopubEnd) -> tuple[int, int]:
-        start = self.journal.end if here.parked is None else max(here.parked, self.journal.start)
+        start = self.journal.end if here.parked is None else here.parked
         here.parked = None
         here.iopub.add(end)
         return start, here.now
@@ -166,16 +181,20 @@ class Channels:
         if end in here.iopub:
             self.taken(here.link)
             here.iopub.remove(end)
+            here.had = True
             if not here.iopub:
                 here.complete = self._over and end.complete
                 here.parked = self.journal.end if end.broken else self._whole(end.delivered)
+            self._part(here)
         self._relieve()
 
     def _whole(self, place: int) -> int:
-        """Where the message begins that is at `place`, or what there is of the journal; its end, where that cannot be
-        told."""
+        """Where the message begins that is at `place`, which may be gone; the end of the journal, where that cannot
+        be told."""
+        if place < self.journal.start:
+            return place
         try:
-            return self.journal.boundary_at_or_before(max(place, self.journal.start))
+            return self.journal.boundary_at_or_before(place)
         except CannotRead as error:
             log.warn("what was said is skipped: {error}", error=str(error))
             return self.journal.end
@@ -185,9 +204,9 @@ class Channels:
         here = self._links.get(link)
         if here is None:
             return
-        if here.iopub and not here.watches:
-            places = [end.delivered for end in here.iopub]
-            self.journal.pin(here, min(places))
+        places = [end.delivered for end in here.iopub]
+        if places and not here.watches:
+            self.journal.pin(here, max(min(places), self.journal.start))
             self._has_seen(max(places))
         for session in self._sessions.values():
             if session.end is not None and session.end.link is link:
@@ -197,6 +216,7 @@ class Channels:
     def skip(self) -> None:
         """What was said so far is of no interest to anybody: the kernel has just started."""
         self.seen = self.journal.end
+        self._greeting = self.seen + _GREETING
         self._save_seen()
 
     def _has_seen(self, place: int) -> None:
@@ -256,6 +276,8 @@ class Channels:
         if self._why != _BUFFER:
             self._held.append(piece)
         elif piece.boundary:
+            if self.journal.end <= self._greeting:
+                self._has_seen(self.journal.end)
             for here in list(self._links.values()):
                 for end in list(here.iopub):
                     end.pump()
@@ -321,6 +343,17 @@ class Channels:
                 end.last()  # type: ignore[attr-defined]
         for session in list(self._sessions.values()):
             session.last()
+
+    def part(self, epitaph: SksdError) -> None:
+        """After `last`: each link ends with `epitaph` as soon as its front ends have everything."""
+        self._over, self._epitaph = True, epitaph
+        for here in list(self._links.values()):
+            self._part(here)
+
+    def _part(self, here: Attachment) -> None:
+        # Who watches has come for what was said, and may be about to ask for it.
+        if self._epitaph is not None and (not here.watches or (here.had and not here.iopub)):
+            here.link.finish(self._epitaph, None)
 
     def close(self) -> None:
         """For good; the journal stays. Harmless when done before."""

@@ -13,12 +13,13 @@ from typing import Any, Final, Protocol
 
 from twisted.logger import Logger
 
+from sksd import amounts
 from sksd.errors import SksdError, ZmtpProtocol
-from sksd.keeper import jupyter
 from sksd.keeper.journal import Journal
 from sksd.link import zmtp
 from sksd.link.limits import PAYLOAD
 from sksd.link.link import Link
+from sksd.wire import jupyter
 
 log = Logger()
 
@@ -167,18 +168,25 @@ class FrontEnd:
 
 class IopubEnd(FrontEnd):
     """iopub: everything from the journal, from the first subscription on. (A SUB socket itself drops what it has not
-    subscribed to.) Messages before `now` are marked as the past."""
+    subscribed to.) Messages before `now` are marked as the past; where some are no longer kept, a message says so.
+
+    `begins(end)` answers where it begins, and `now`. For one that `watches` the journal keeps nothing, so that it may
+    miss a part; and when the engine has ended it gets to subscribe before its stream is closed.
+    """
 
     def __init__(
-        self, link: Link, stream: int, journal: Journal, key: bytes, begins: Callable[[IopubEnd], tuple[int, int]],
-        moved: Callable[[], None], gone: Callable[[Any], None],
+        self, link: Link, stream: int, journal: Journal, key: bytes, watches: bool,
+        begins: Callable[[IopubEnd], tuple[int, int]], moved: Callable[[], None], gone: Callable[[Any], None],
     ) -> None:  # fmt: skip
         super().__init__(link, stream, "PUB", moved, gone)
         self._journal = journal
         self._key = key
+        self._watches = watches
         self._begins = begins
         self._now = 0
-        self._past: Iterator[tuple[int, bytes]] = iter(())
+        self._messages: Iterator[tuple[int, bytes]] | None = None
+        #: How many messages of the past there are from the cursor on.
+        self._left = 0
         #: (bytes of the stream, offset in the journal) at the end of each message of the past that is on its way.
         self._marks: deque[tuple[int, int]] = deque()
         self._done = 0
@@ -187,8 +195,15 @@ class IopubEnd(FrontEnd):
         """Subscriptions."""
         if isinstance(event, zmtp.Subscribe) and not self.begun:
             self._done, self._now = self._begins(self)
-            self._past = self._journal.messages(self._done)
+            self._left = self._journal.count_between(self._done, self._now)
             self.begin(self._journal, self._done)
+
+    def last(self) -> None:
+        """As in FrontEnd, but for who watches and has not subscribed yet."""
+        if self._watches and not self.begun:
+            self._last = True
+        else:
+            super().last()
 
     @property
     def delivered(self) -> int:
@@ -200,17 +215,31 @@ class IopubEnd(FrontEnd):
         return max(self._done, super().delivered)
 
     def _next(self) -> bytes:
-        if self._cursor >= self._now:
+        if self._cursor >= self._now and not self._watches:
+            self._messages = None
             return super()._next()
-        found = next(self._past, None)
+        if self._messages is None:
+            self._messages = self._journal.messages(self._cursor)
+        found = next(self._messages, None)
         if found is None:
+            self._messages = None
             return b""
-        start, message = found
-        self._cursor = start + len(message)
-        past = zmtp.join(jupyter.as_past(self._key, zmtp.split(message)))
-        self._origin = (self._sent + len(past), self._cursor)
+        start, said = found
+        gap, self._cursor = start - self._cursor, start + len(said)
+        if start < self._now:
+            # Counted anew where some are missing.
+            self._left = self._left - 1 if not gap else self._journal.count_between(self._cursor, self._now)
+            said = zmtp.join(jupyter.as_past(self._key, zmtp.split(said), self._left))
+        if gap:
+            said = self._missing(gap, start < self._now) + said
+        self._origin = (self._sent + len(said), self._cursor)
         self._marks.append(self._origin)
-        return past
+        return said
+
+    def _missing(self, count: int, past: bool) -> bytes:
+        text = f"sksd: {amounts.size(count)} that were said here are no longer kept.\n"
+        frames = [b"stream", *jupyter.new(self._key, "stream", {"name": "stderr", "text": text})]
+        return zmtp.join(jupyter.as_past(self._key, frames, self._left + 1) if past else frames)
 
 
 class TalkEnd(FrontEnd):

@@ -20,7 +20,7 @@ from sksd.keeper import processes, records
 from sksd.keeper.channels import Channels
 from sksd.keeper.journal import Journal
 from sksd.keeper.lifecycle import Action, Arm, End, Lifecycle
-from sksd.keeper.log import BoundedLogs, open_log, tail
+from sksd.keeper.log import BoundedLogs, open_log, tail, without_banner
 from sksd.keeper.memory import Memory
 from sksd.keeper.probe import Question
 from sksd.link.hello import Hello
@@ -129,6 +129,8 @@ class Engine:
             label=record.label,
             links=len(self._attached()),
             reason=self.how() if self.state == DEAD else self.stalled,
+            stalled=self.stalled is not None,
+            missed=self._channels.missed if self._channels is not None and not self._removed else 0,
             exit_code=end.exit_code if end is not None else None,
             signal=end.signal if end is not None else None,
         )
@@ -205,6 +207,13 @@ class Engine:
         self._life.ended(End(exit_code=end.exit_code, signal=end.signal))
         self.last_words = tail(records.log_path(self.record.id))
         self.closed = True
+        try:
+            self._channels = self._make_channels()
+        except SksdError as failed:
+            log.warn("what engine {id} said cannot be read: {failed}", id=self.record.id, failed=failed)
+            return
+        self._channels.part(self._epitaph())
+        self._channels.close()
 
     def interrupt(self) -> None:
         """SIGINT to the kernel and all it has started. Raises EngineEnded."""
@@ -237,7 +246,7 @@ class Engine:
 
     def attach(self, link: Link, hello: Hello) -> None:
         """A link begins to carry it. Raises EngineEnded."""
-        self.must_live()
+        self.must_speak(hello.watch)
         assert self._channels is not None
         self._channels.attach(link, hello.replay, hello.watch)
         if not hello.watch:
@@ -284,13 +293,24 @@ class Engine:
         if self.state == DEAD:
             raise self._epitaph()
 
+    def must_speak(self, watches: bool) -> None:
+        """Raises EngineEnded when there is nothing for a link: of a dead one, who watches gets what is kept."""
+        if not watches or self._removed or self._channels is None:
+            self.must_live()
+
     def _epitaph(self) -> EngineEnded:
-        return EngineEnded(engine=self.record.id, how=self.how(), log=self.last_words)
+        # Nobody wonders about one that somebody has stopped.
+        words = "" if self.stopped else without_banner(self.last_words)
+        return EngineEnded(engine=self.record.id, how=self.how(), log=words)
 
     def _open(self) -> None:
-        """Make the channels. Raises CannotWrite and its like."""
+        """Make the channels, and listen. Raises CannotWrite and its like."""
+        self._channels = self._make_channels()
+        self._channels.listen()
+
+    def _make_channels(self) -> Channels:
         record, journal = self.record, records.journal_path(self.record.id)
-        self._channels = Channels(
+        return Channels(
             self._reactor,
             record.connection,
             records.seen_path(record.id),
@@ -301,7 +321,6 @@ class Engine:
             lambda: self.state == RUNNING,
             self._stalled,
         )
-        self._channels.listen()
 
     def journal(self) -> Journal | None:
         """What it has published, while its channels are open."""
@@ -500,8 +519,7 @@ class Engine:
         """Every front end gets all that the kernel had said, then why it has ended."""
         if self._channels is not None:
             await self._channels.last()
-        for link in list(self._channels.links if self._channels is not None else ()):
-            link.finish(self._epitaph(), None)
+            self._channels.part(self._epitaph())
         self._close()
 
     def _close(self) -> None:
@@ -523,7 +541,7 @@ class Engine:
 
     def _unwanted(self) -> None:
         log.info("engine {id} is stopped: nobody is attached any more", id=self.record.id)
-        defer.ensureDeferred(self.stop(5.0))
+        defer.ensureDeferred(self.stop(5.0, "because nobody was attached any more"))
 
 
 def runtime_folder(engine: str) -> Path:

@@ -181,6 +181,16 @@ class Journal:
         self._check(offset)
         return offset if offset == self.end else self._scan(self._segment_of(offset).start, offset)[0]
 
+    def count_between(self, start: int, stop: int) -> int:
+        """How many messages there are from `start` to `stop`, where messages begin: of those that are still there.
+        Raises CannotRead."""
+        start, stop = (max(self.start, offset) for offset in (start, stop))
+        return self._number(stop) - self._number(start) if start < stop else 0
+
+    def _number(self, offset: int) -> int:
+        segment = self._segment_of(offset)
+        return segment.number + self._scan(segment.start, offset)[1]
+
     def messages(self, offset: int) -> Iterator[tuple[int, bytes]]:
         """(offset, raw message) of each message from `offset`, where one begins, to the end.
 

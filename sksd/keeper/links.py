@@ -64,7 +64,7 @@ class Links:
         if known is not None and hello.resume:
             return LinkConnection(known, hello)
         try:
-            self._engines.get(hello.engine).must_live()
+            self._engines.get(hello.engine).must_speak(hello.watch)
         except SksdError as error:
             return goodbye_frame(error)
         if hello.resume:

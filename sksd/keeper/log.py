@@ -55,6 +55,12 @@ def tail(path: Path, lines: int = 20, limit: int = 8192) -> str:
     return "\n".join(data.decode("utf-8", "replace").strip().splitlines()[-lines:])
 
 
+def without_banner(text: str) -> str:
+    """The end of a log, without what every ipykernel says when it starts."""
+    _, banner, after = text.rpartition("    --existing ")
+    return after.partition("\n")[2] if banner else text
+
+
 def bound(path: Path, size: int, kept: int) -> int:
     """Keep a log to `size` bytes of disk; `kept`: where it began the last time. Answers where it begins now."""
     try:

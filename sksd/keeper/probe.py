@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sksd.keeper import jupyter
 from sksd.keeper.sockets import KernelSocket
 from sksd.link import zmtp
+from sksd.wire import jupyter
 
 
 class Question:
@@ -29,7 +29,7 @@ class Question:
         answered: Callable[[dict[str, Any]], None],
     ) -> None:
         self._key = str(connection["key"]).encode()
-        self._message = zmtp.join(jupyter.request(self._key, kind, content))
+        self._message = zmtp.join(jupyter.new(self._key, kind, content))
         self._answered = answered
         self._held = b""
         self._closed = False

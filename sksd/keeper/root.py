@@ -81,7 +81,7 @@ class KeeperRoot(Remote):
         """End it; one that is dead is listed no longer, and nothing of it kept."""
         query = messages.read(messages.Shutdown, request)
         engine = self._engines.get(query.engine)
-        if engine.closed:
+        if engine.state == DEAD:
             self._engines.forget(query.engine)
         else:
             await engine.stop(query.grace, query.by)

@@ -272,7 +272,7 @@ class Core:
         stream.closing = True
         stream.paused = False
         # The other end is told before CLOSE what was taken; the rest, and what still comes, is taken by nobody.
-        if stream.owed:
+        if stream.owed and not stream.peer_closed:
             self._give(stream)
         self._drop(stream, stream.unread)
         stream.unread = 0
@@ -292,11 +292,11 @@ class Core:
         self._owe(stream, count)
         return []
 
-    def welcome(self) -> list[Action]:
-        """Accepting end, after `Greeted`: take the link."""
+    def welcome(self, past: int = 0) -> list[Action]:
+        """Accepting end, after `Greeted`: take the link; `past` as in Welcome."""
         if self._state == _GREETING and not self._opens:
             self._state = _OPEN
-            self._first = welcome_frame(Welcome())
+            self._first = welcome_frame(Welcome(past=past))
         return []
 
     def end(self, error: SksdError | None) -> list[Action]:

@@ -50,11 +50,12 @@ class Hello(Answer, kw_only=True):
 
 
 class Welcome(Answer):
-    """The proxy's answer to `Hello`. `resumed` is always false in this version."""
+    """The keeper's answer to `Hello`. `past`: how many messages of iopub from before a new link come first."""
 
     version: int = VERSION
     resumed: bool = False
     received: Count = 0
+    past: Count = 0
 
 
 class Goodbye(Answer):

@@ -68,6 +68,9 @@ class Link:
         self.on_opened: Callable[[int, str], None] | None = None
         self.on_cut: Callable[[str], None] | None = None
         self.on_resumed: Callable[[], None] | None = None
+        #: How many messages from before the link come first on iopub: known once it is welcomed, at the accepting end
+        #: set by `on_hello`.
+        self.past = 0
         #: Since when (the clock's seconds) there is no connection.
         self.cut_since: float | None = None
         self._on_hello: Callable[[Link, Hello], None] | None = None
@@ -294,8 +297,9 @@ class Link:
                     self._todo += self.core.closed(stream)
             case Greeted(hello):
                 self._todo += self._greet(hello)
-            case Welcomed():
+            case Welcomed(welcome):
                 self._is_welcomed = True
+                self.past = welcome.past
                 for waiting in _all_of(self._welcomed):
                     waiting.callback(None)
             case Cut(problem):
@@ -320,7 +324,7 @@ class Link:
             # The person gets a sentence, the log the traceback.
             self._log.failure("A link was not taken")
             return self.core.end(InternalError(log_id=f"link {hello.link}"))
-        return self.core.welcome()
+        return self.core.welcome(self.past)
 
     def _over(self, error: SksdError | None) -> None:
         self._is_ended = True

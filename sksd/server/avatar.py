@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 from twisted.spread import pb
@@ -62,6 +63,7 @@ class Avatar(Changing):
         self._over = over
         self._record = record
         self._mind = mind
+        self._by = _origin(mind)
         self._proxy = proxy
         self._describe = describe
         self._room = room
@@ -128,11 +130,11 @@ class Avatar(Changing):
         """One engine: its state, and beside it the object to work it with."""
         query = messages.read(messages.EngineQuery, request)
         engine = await self._proxy.call("info", query, messages.Engine)
-        return engine, EngineReference(self._proxy, self.user, engine.id, self._ticket, self._record)
+        return engine, EngineReference(self._proxy, self.user, engine.id, self._ticket, self._record, self._by)
 
 
 class EngineReference(Remote):
-    """One engine in the hands of one login."""
+    """One engine in the hands of one login, which comes `by` ("from 10.0.0.7")."""
 
     def __init__(
         self,
@@ -141,12 +143,14 @@ class EngineReference(Remote):
         engine: str,
         ticket: Callable[[str, str], str],
         record: Callable[..., None],
+        by: str = "",
     ) -> None:
         self._record = partial(record, engine=engine)
         self._proxy = proxy
         self._user = user
         self._engine = engine
         self._ticket = ticket
+        self._by = by
 
     def _query(self, request: dict[str, Any], shape: type[Any]) -> Any:
         return messages.read(shape, {**request, "engine": self._engine})
@@ -169,7 +173,7 @@ class EngineReference(Remote):
 
     async def remote_shutdown(self, request: dict[str, Any]) -> messages.Engine:
         """Stop the kernel; answers when it and all it started have ended."""
-        query = self._query(request, messages.Shutdown)
+        query = self._query({**request, "by": self._by}, messages.Shutdown)
         self._record("engine-stopped")
         return await self._proxy.call("shutdown", query, messages.Engine, timeout=query.grace + _MARGIN)
 
@@ -184,6 +188,18 @@ class EngineReference(Remote):
         ticket = await self._proxy.call("ticket", query, messages.Ticket)
         ticket.ticket = ticket.ticket or self._ticket(self._user, self._engine)
         return ticket
+
+
+def _origin(mind: pb.RemoteReference | None) -> str:
+    """Where a login comes from, for people; nothing where the client left no reference behind."""
+    if mind is None:
+        return ""
+    transport = mind.broker.transport
+    there, here = transport.getPeer(), transport.getHost()
+    address = str(getattr(there, "host", "")).removeprefix("::ffff:")
+    if not address or there.host == here.host or ip_address(address.partition("%")[0]).is_loopback:
+        return "from this machine"
+    return f"from {address}"
 
 
 class Room:

@@ -232,7 +232,8 @@ class SpinUp(Request):
 class Engine(Answer):
     """One engine. `started`: ISO 8601 in UTC. `state`: starting, running, restarting, stopping or dead; when dead
     `reason` says how ("exit code 1", "killed by SIGKILL", "stopped") and `exit_code` or `signal` give the number.
-    `links`: front ends' links attached now."""
+    `links`: front ends' links attached now. `stalled`: it is stopped for want of room, and `reason` says so.
+    `missed`: bytes that it has said and no front end has had."""
 
     id: str
     environment: str
@@ -248,6 +249,8 @@ class Engine(Answer):
     reason: str | None = None
     exit_code: int | None = None
     signal: int | None = None
+    stalled: bool = False
+    missed: int = 0
 
 
 class Unmet(Answer):

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet import defer, reactor
 
-from tests.system.daemon import LIMIT, DaemonCase, Process
+from tests.system.daemon import LIMIT, DaemonCase, Process, until
 
 
 class Command(Process):
@@ -61,6 +61,17 @@ class CommandCase(DaemonCase):
             self.daemon = await self.start()
         await self.sksd("stop", "local", "--all")
         await self.stop(self.daemon)
+
+    async def forget_links(self) -> None:
+        """A client that was killed may come back for a day: here nobody will, so its keeper need not wait."""
+        if self.daemon.ended.called:
+            self.daemon = await self.start()
+        await self.sksd("stop", "local", "--all")
+        for keeper in self.named("sksd.keeper"):
+            keeper.terminate()
+            await until(lambda keeper=keeper: not keeper.is_running(), "the keeper ends")
+        # The next one clears away what engines have left that were stopped.
+        self.assertEqual(await self.answer("engines", "local"), [])
 
     def begin(self, *arguments: str, **environ: str) -> Command:
         """Start `sksd`."""

@@ -45,6 +45,23 @@ class Console(CommandCase):
         self.assertEqual(await self.answer("engines", "local"), [])
         self.assertEqual(self.named("sksd.jupyter.console"), [])
 
+    async def test_what_was_missed_comes_first(self) -> None:
+        engine = (await self.answer("start", "local", sys.prefix))["engine"]["id"]
+        later = "threading.Thread(target=lambda: (time.sleep(1), print('missed' + '!'))).start()"
+        await self.sksd("run", "local", "--engine", engine, "-c", f"print('had')\nimport threading, time\n{later}")
+        while not (await self.answer("engines", "local"))[0]["missed"]:
+            pass
+        for words in (b"missed while nobody", b"In ["):
+            # The second time there is nothing.
+            console = self.terminal("console", "local", "--engine", engine)
+            await console.says(words)
+            await console.says(b"In [")
+            console.transport.write(b"\x04")  # type: ignore[union-attr]
+            self.assertEqual(await console.ended.addTimeout(LIMIT, reactor), 0)
+            shown = console.output.partition(b"In [")[0]
+            self.assertEqual([shown.count(b"missed!"), shown.count(b" now ")], [int(words != b"In [")] * 2)
+            self.assertNotIn(b"had", shown)
+
     async def test_password_is_asked_for_and_not_shown(self) -> None:
         from sksd import paths
 

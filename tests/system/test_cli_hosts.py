@@ -181,7 +181,8 @@ class Engines(CommandCase):
         await self.sksd("restart", "local", engine)
         await self.sksd("run", "local", "--engine", engine, "-c", "x", code=1)
         stopped = await self.answer("stop", "local", engine)
-        self.assertEqual([(each["state"], each["reason"]) for each in stopped], [("dead", "stopped")])
+        how = "stopped from this machine"
+        self.assertEqual([(each["state"], each["reason"]) for each in stopped], [("dead", how)])
         for command in (["interrupt", "local"], ["log", "local"], ["stop", "local"]):
             await self.fails(f"There is no engine {engine}", *command, engine)
 
@@ -218,6 +219,7 @@ class Engines(CommandCase):
         await self.sksd("run", "local", "--engine", engine, "-c", "1")
         self.assertEqual(list(paths.runtime().glob("relay-*")), [])
         Path(command.out.strip()).unlink()
+        await self.forget_links()
 
     async def test_engine_of_a_killed_run_ends(self) -> None:
         command = self.begin("run", "local", "-c", "import time\nprint('go', flush=True)\ntime.sleep(99)")
@@ -235,3 +237,4 @@ class Engines(CommandCase):
         # It waits for the sleeper; what matters is that the sockets go.
         await self.sksd("interrupt", "local", engine["id"])
         await self.sksd("run", "local", "--engine", engine["id"], "-c", "1")
+        await self.forget_links()

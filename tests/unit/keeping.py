@@ -16,7 +16,6 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from sksd.errors import EngineEnded, NoSuchEngine, SksdError
-from sksd.keeper import jupyter
 from sksd.keeper.channels import Channels
 from sksd.keeper.journal import Journal
 from sksd.keeper.links import Links
@@ -25,6 +24,7 @@ from sksd.link.core import CHANNELS
 from sksd.link.hello import Hello, new_hello
 from sksd.link.link import Link
 from sksd.link.protocol import LinkConnection
+from sksd.wire import jupyter
 from sksd.wire.names import DEAD, RUNNING
 
 KEY = b"0123456789abcdef"

@@ -6,7 +6,7 @@ from pathlib import Path
 from twisted.trial import unittest
 
 ROOT = Path(__file__).parents[2] / "sksd"
-SHARED = {"errors", "interfaces", "paths", "reactor", ""}
+SHARED = {"amounts", "errors", "interfaces", "paths", "reactor", ""}
 #: What each room may import of sksd's, besides itself and SHARED.
 ALLOWED = {
     "wire": set(),

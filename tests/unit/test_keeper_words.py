@@ -13,12 +13,12 @@ from jupyter_client.session import Session
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import TestCase
 
-from sksd.keeper import jupyter, memory
 from sksd.keeper.engine import Engine
 from sksd.keeper.lifecycle import End, Lifecycle
 from sksd.keeper.probe import Question
 from sksd.keeper.sockets import RETRY
 from sksd.link import zmtp
+from sksd.wire import jupyter, memory
 from tests.unit.keeping import CONNECTION, KEY, Socket, Wire
 
 

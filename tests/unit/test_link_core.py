@@ -361,6 +361,21 @@ class Network:
             self.near.do(self.near.core.reconnect(0.0))
 
 
+class ClosingTests(TestCase):
+    def test_the_other_end_learns_of_all_that_was_taken_and_of_nothing_else(self) -> None:
+        near, far = joined()
+        stream = near.core.open("iopub")
+        assert stream is not None
+        near.open.add(stream)
+        settle(near, far)
+        far.say(stream, bytes(300))
+        settle(near, far)
+        near.drain(stream, 70)
+        near.close(stream)
+        settle(near, far)
+        self.assertEqual(far.taken[stream], 70)
+
+
 class ResumingTests(TestCase):
     @settings(max_examples=400, deadline=None)
     @given(st.integers(0, 2**32), st.integers(10, 400))

@@ -1,4 +1,4 @@
-"""The few Jupyter messages that the keeper itself says and reads (Jupyter messaging 5.3).
+"""The few Jupyter messages that sksd itself says and reads (Jupyter messaging 5.3): the keeper's, and `sksd log`'s.
 
 Front ends speak for themselves: their messages pass unread. A message is `<IDS|MSG>`, the signature, then header,
 parent header, metadata and content as JSON, then buffers; the signature is HMAC-SHA256 over those four.
@@ -10,7 +10,7 @@ import hmac
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -18,8 +18,17 @@ DELIMITER: Final = b"<IDS|MSG>"
 _VERSION: Final = "5.3"
 
 
-def request(key: bytes, kind: str, content: dict[str, Any]) -> list[bytes]:
-    """The frames of a new request of type `kind`."""
+class Message(NamedTuple):
+    """What matters of a message on iopub. `left`: of the past, which is said first, so many messages follow it; None:
+    it is no message of the past."""
+
+    kind: str
+    content: dict[str, Any]
+    left: int | None
+
+
+def new(key: bytes, kind: str, content: dict[str, Any]) -> list[bytes]:
+    """The frames of a new message of type `kind`."""
     header = {
         "msg_id": secrets.token_hex(16),
         "session": secrets.token_hex(16),
@@ -34,18 +43,35 @@ def request(key: bytes, kind: str, content: dict[str, Any]) -> list[bytes]:
 
 def content_of(key: bytes, frames: Sequence[bytes]) -> dict[str, Any] | None:
     """The content of a message with a right signature, None for anything else."""
+    message = read(key, frames)
+    return message.content if message is not None else None
+
+
+class _Header(msgspec.Struct):
+    msg_type: str
+
+
+class _Mark(msgspec.Struct):
+    left: int | None = None
+
+
+class _Metadata(msgspec.Struct):
+    sksd: _Mark = msgspec.field(default_factory=_Mark)
+
+
+def read(key: bytes, frames: Sequence[bytes]) -> Message | None:
+    """A message with a right signature, None for anything else."""
     parts = _parts(frames)
     if parts is None or not hmac.compare_digest(_sign(key, parts[1:5]), parts[0]):
         return None
     try:
-        content: dict[str, Any] = msgspec.json.decode(parts[4], type=dict[str, Any])
+        return Message(
+            msgspec.json.decode(parts[1], type=_Header).msg_type,
+            msgspec.json.decode(parts[4], type=dict[str, Any]),
+            msgspec.json.decode(parts[3], type=_Metadata).sksd.left,
+        )
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return content
-
-
-class _Header(msgspec.Struct):
-    msg_type: str = ""
 
 
 def is_status(frames: Sequence[bytes]) -> bool:
@@ -57,9 +83,9 @@ def is_status(frames: Sequence[bytes]) -> bool:
         return False
 
 
-def as_past(key: bytes, frames: Sequence[bytes]) -> list[bytes]:
-    """The frames of a message with `"sksd": {"past": true}` in its metadata, signed anew; what is no Jupyter message
-    stays as it is."""
+def as_past(key: bytes, frames: Sequence[bytes], left: int) -> list[bytes]:
+    """The frames of a message with `"sksd": {"past": true, "left": left}` in its metadata, signed anew; what is no
+    Jupyter message stays as it is."""
     frames = list(frames)
     parts = _parts(frames)
     if parts is None:
@@ -68,7 +94,7 @@ def as_past(key: bytes, frames: Sequence[bytes]) -> list[bytes]:
         metadata = msgspec.json.decode(parts[3], type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return frames
-    metadata["sksd"] = msgspec.Raw(b'{"past":true}')
+    metadata["sksd"] = msgspec.Raw(msgspec.json.encode({"past": True, "left": left}))
     signed = [parts[1], parts[2], msgspec.json.encode(metadata), parts[4]]
     before = frames[: frames.index(DELIMITER) + 1]
     return [*before, _sign(key, signed), *signed, *parts[5:]]
