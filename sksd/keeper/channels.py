@@ -29,8 +29,6 @@ IOPUB: Final = "iopub"
 _AGAIN: Final = 1.0
 #: Seconds that a dead kernel's sockets have to give what they still hold.
 _DRAIN: Final = 2.0
-#: Bytes of the messages about a kernel's state that follow its first answer.
-_GREETING: Final = 2048
 _SPOOL_MEMORY: Final = 4 * 1024 * 1024
 _BUFFER: Final = "its output fills the buffer for a front end that does not take it"
 
@@ -98,8 +96,8 @@ class Channels:
         self._before = journal.end
         self._over = self._closed = False
         self._epitaph: SksdError | None = None
-        #: Up to where a kernel that has just started only says that it has: its last "idle" may come late.
-        self._greeting = 0
+        #: The kernel has just started and says no more than that: its last "idle" may come late.
+        self._greeting = False
 
     @property
     def hears(self) -> bool:
@@ -137,7 +135,7 @@ class Channels:
     def attach(self, link: Link, replay: str, watches: bool) -> None:
         """Carry the channels over `link`; `replay`: MISSED, NOW or START (sksd.link.hello)."""
         journal = self.journal
-        self._greeting = 0
+        self._greeting = False
         # What is no longer kept is told of by the stream.
         start = {NOW: journal.end, START: 0, MISSED: self._whole(self.seen)}[replay]
         here = self._links[link] = Attachment(link, start, journal.end, watches)
@@ -216,7 +214,7 @@ class Channels:
     def skip(self) -> None:
         """What was said so far is of no interest to anybody: the kernel has just started."""
         self.seen = self.journal.end
-        self._greeting = self.seen + _GREETING
+        self._greeting = True
         self._save_seen()
 
     def _has_seen(self, place: int) -> None:
@@ -276,7 +274,9 @@ class Channels:
         if self._why != _BUFFER:
             self._held.append(piece)
         elif piece.boundary:
-            if self.journal.end <= self._greeting:
+            if self._greeting:
+                self._greeting = not self.unheard
+            if self._greeting:
                 self._has_seen(self.journal.end)
             for here in list(self._links.values()):
                 for end in list(here.iopub):

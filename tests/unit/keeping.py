@@ -249,6 +249,11 @@ class World:
         """As Engines."""
         return [self]
 
+    def must_speak(self, watches: bool) -> None:
+        """Called with each link that is new."""
+        if not watches:
+            self.must_live()
+
     def must_live(self) -> None:
         """As Engine."""
         if self.state == DEAD:

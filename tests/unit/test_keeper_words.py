@@ -13,12 +13,13 @@ from jupyter_client.session import Session
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import TestCase
 
+from sksd.keeper import memory
 from sksd.keeper.engine import Engine
 from sksd.keeper.lifecycle import End, Lifecycle
 from sksd.keeper.probe import Question
 from sksd.keeper.sockets import RETRY
 from sksd.link import zmtp
-from sksd.wire import jupyter, memory
+from sksd.wire import jupyter
 from tests.unit.keeping import CONNECTION, KEY, Socket, Wire
 
 
@@ -40,13 +41,13 @@ class Messages(TestCase):
         return [b"topic", *self.session.serialize(said), *buffers]
 
     def test_request(self) -> None:
-        said = self.read(jupyter.request(KEY, "kernel_info_request", {"a": 1}))
+        said = self.read(jupyter.new(KEY, "kernel_info_request", {"a": 1}))
         self.assertEqual((said["msg_type"], said["content"]), ("kernel_info_request", {"a": 1}))
 
     def test_past(self) -> None:
         """Signed again, with what else was there, buffers and all."""
         frames = self.frames({"mine": [1, {"b": None}], "sksd": "old"}, b"one", b"", bytes(1000))
-        old, new = self.read(frames), self.read(jupyter.as_past(KEY, frames))
+        old, new = self.read(frames), self.read(jupyter.as_past(KEY, frames, 3))
         self.assertEqual(new.pop("metadata"), {"mine": [1, {"b": None}], "sksd": {"past": True}})
         old.pop("metadata")
         self.assertEqual(new, old)
@@ -57,10 +58,10 @@ class Messages(TestCase):
             [b"x"], [b"", b"y"], [jupyter.DELIMITER], good[:5], [*good[:5], b"[1]", *good[6:]],
             [*good[:5], b"{", *good[6:]], [*good[:5], b'{"\xff": 1}', *good[6:]],
         ):  # fmt: skip
-            self.assertEqual(jupyter.as_past(KEY, frames), frames)
+            self.assertEqual(jupyter.as_past(KEY, frames, 3), frames)
 
     def test_without_a_key(self) -> None:
-        self.assertEqual(jupyter.request(b"", "x", {})[1], b"")
+        self.assertEqual(jupyter.new(b"", "x", {})[1], b"")
 
     def test_answers(self) -> None:
         frames = self.frames({})
@@ -89,7 +90,7 @@ class Questions(TestCase):
 
     def answer(self, key: bytes = KEY) -> bytes:
         """On the wire."""
-        return zmtp.join(jupyter.request(key, "kernel_info_reply", {"status": "ok"}))
+        return zmtp.join(jupyter.new(key, "kernel_info_reply", {"status": "ok"}))
 
     def test_answered(self) -> None:
         self.assertEqual(len(self.kernel.said), 1)
