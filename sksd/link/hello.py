@@ -35,7 +35,9 @@ class Hello(Answer, kw_only=True):
     `link`: 16 random bytes in hex, the same for all connections of one link. `received`: sequenced bytes that
     this end has had of the other on that link. `resume`: go on with that link, or end. Between daemon and
     proxy `ticket` is empty and `engine` names the engine; from a client `engine` is ignored. `replay`: MISSED, NOW or
-    START. `watch`: this is no front end: it only looks on, and what it gets counts as missed still.
+    START. `watch`: this is no front end: it only looks on, and what it gets counts as missed still. `restarted`, with
+    `resume`: another program goes on with the link, and knows of the old streams no more than what was `handed` to the
+    front end of each, in bytes.
     """
 
     version: int = VERSION
@@ -47,14 +49,19 @@ class Hello(Answer, kw_only=True):
     engine: Annotated[str, Meta(pattern=r"\A[a-z0-9]{0,32}\Z")] = ""
     replay: Replay = "missed"
     watch: bool = False
+    restarted: bool = False
+    handed: dict[Count, Count] = {}
 
 
 class Welcome(Answer):
-    """The proxy's answer to `Hello`. `resumed` is always false in this version."""
+    """The keeper's answer to `Hello`. After `restarted`, `last` is the highest number of a stream that it has ever
+    heard of, `streams` says of each that goes on how many bytes it has had, and how many more it takes."""
 
     version: int = VERSION
     resumed: bool = False
     received: Count = 0
+    last: Count = 0
+    streams: dict[Count, tuple[Count, Count]] = {}
 
 
 class Goodbye(Answer):
