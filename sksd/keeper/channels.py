@@ -28,6 +28,8 @@ IOPUB: Final = "iopub"
 _AGAIN: Final = 1.0
 #: Seconds that a dead kernel's sockets have to give what they still hold.
 _DRAIN: Final = 2.0
+#: Seconds that a front end has to come back to iopub when its relay was started again and others are there.
+_COMES_BACK: Final = 60.0
 _SPOOL_MEMORY: Final = 4 * 1024 * 1024
 
 
@@ -40,8 +42,9 @@ class Attachment:
         self.now = now
         self.watches = watches
         self.iopub: set[IopubEnd] = set()
-        #: Where the next one begins when there is none; None: with what is said from then on.
-        self.parked: int | None = start
+        #: Where others go on for streams that are over, by their numbers; 0: where the first one of all begins.
+        self.parked: dict[int, int] = {0: start}
+        self.forgets: Any = None
 
 
 class Channels:
@@ -113,33 +116,38 @@ class Channels:
         here = self._links[link] = Attachment(link, name, start, journal.end, watches)
         if not watches:
             journal.pin(name, start)
-        link.on_opened = lambda stream, channel: self._opened(here, stream, channel)
+        link.on_opened = lambda *opened: self._opened(here, *opened)
 
         def over(_: SksdError | None) -> None:
             del self._links[link]
+            if here.forgets is not None and here.forgets.active():
+                here.forgets.cancel()
             journal.unpin(name)
             self._relieve()
 
         link.when_ended().addCallback(over)
 
-    def _opened(self, here: Attachment, stream: int, channel: str) -> None:
+    def _opened(self, here: Attachment, stream: int, channel: str, after: int) -> None:
         def moved() -> None:
             self.taken(here.link)
 
         end: FrontEnd
         if channel == IOPUB:
-            end = IopubEnd(here.link, stream, self.journal, self._key, lambda end: self._begins(here, end),
-                           moved, lambda end: self._gone(here, end))  # fmt: skip
+            end = IopubEnd(here.link, stream, self.journal, self._key,
+                           lambda end: self._begins(here, end, after), moved,
+                           lambda end: self._gone(here, end))  # fmt: skip
         else:
             end = TalkEnd(here.link, stream, lambda end, identity: self._greeted(channel, end, identity),
                           self._asked, moved, self._left)  # fmt: skip
         here.link.taps[stream] = end
         if self._over:
-            end.last()
+            end.ending()
 
-    def _begins(self, here: Attachment, end: IopubEnd) -> tuple[int, int]:
-        start = self.journal.end if here.parked is None else max(here.parked, self.journal.start)
-        here.parked = None
+    def _begins(self, here: Attachment, end: IopubEnd, after: int) -> tuple[int, int]:
+        """Where its front end, which is that of stream `after` if that is known, is in the journal."""
+        parked = here.parked
+        known = after if after in parked else min(parked, key=parked.__getitem__, default=None)
+        start = self.journal.end if known is None else max(parked.pop(known), self.journal.start)
         here.iopub.add(end)
         return start, here.now
 
@@ -147,9 +155,17 @@ class Channels:
         if end in here.iopub:
             self.taken(here.link)
             here.iopub.remove(end)
-            if not here.iopub:
-                here.parked = self.journal.boundary_at_or_before(end.delivered)
+            if end.broken or not here.iopub:
+                here.parked[end.stream] = self.journal.boundary_at_or_before(end.delivered)
+            if end.broken and (here.forgets is None or not here.forgets.active()):
+                here.forgets = self._reactor.callLater(_COMES_BACK, self._forget_parked, here)
         self._relieve()
+
+    def _forget_parked(self, here: Attachment) -> None:
+        """Who has not come back while others have is gone, and must not stop the kernel some day."""
+        if here.iopub:
+            here.parked.clear()
+            self.taken(here.link)
 
     def taken(self, link: Link) -> None:
         """Called when the other end of `link` has passed on more: pins move, and what was seen."""
@@ -158,7 +174,7 @@ class Channels:
             return
         if here.iopub and not here.watches:
             places = [end.delivered for end in here.iopub]
-            self.journal.pin(here.name, min(places))
+            self.journal.pin(here.name, min([*places, *here.parked.values()]))
             self._has_seen(max(places))
         for session in self._sessions.values():
             if session.end is not None and session.end.link is link:
@@ -186,6 +202,9 @@ class Channels:
         # Who has no name is a stranger each time.
         key = (channel, identity or os.urandom(16))
         session = self._sessions.get(key)
+        if session is None and self._over:
+            end.finish()
+            return
         if session is None:
             replies = Spool(self._spools, memory=_SPOOL_MEMORY, disk=self.buffer)
             session = self._sessions[key] = Session(

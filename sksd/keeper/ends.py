@@ -60,6 +60,8 @@ class FrontEnd:
         self._sent = self._taken = 0
         self._last = False
         self._over = False
+        #: The relay was killed: another stream may go on for the front end.
+        self.broken = False
         self._say(self._peer.greeting())
 
     # -- what the link says ------------------------------------------------------------------------
@@ -92,6 +94,12 @@ class FrontEnd:
     def taken(self, size: int) -> None:
         """`size` bytes more have left the relay."""
         self._taken += size
+        self._moved()
+
+    def handed(self, total: int) -> None:
+        """The relay was killed, and the front end has had `total` bytes."""
+        self.broken = True
+        self._taken = min(total, self._sent)
         self._moved()
 
     def finish(self) -> None:
@@ -132,6 +140,10 @@ class FrontEnd:
             self._say(data)
         if self._last and self._cursor >= self._source.end:
             self.finish()
+
+    def ending(self) -> None:
+        """It is known from the beginning that its source, when it gets one, is complete."""
+        self._last = True
 
     def last(self) -> None:
         """The source gets no more: close the stream once the front end has everything."""

@@ -57,8 +57,8 @@ class Welcomed(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """The other end has opened `stream`: connect it to `channel`, then report `drained` and `closed`. It goes on for
-    the front end of stream `after`, if that is known (else 0)."""
+    """The other end has opened `stream`: connect it to `channel`, then report `drained` and `closed`. `after`: the
+    stream for whose front end it goes on, 0 when that is not known."""
 
     stream: int
     channel: str
@@ -139,8 +139,8 @@ Action = (
 
 class _Stream:
     """`credit`: bytes we may send. `allow`: bytes the other end may send. `unread`: bytes given to the edge
-    that it has not reported as drained. `owed`: drained bytes for which no WINDOW was sent yet. `had`: bytes that came.
-    `opening`: the OPEN that is still to be sent. `mute`: nobody is there any more to whom anything could be said."""
+    that it has not reported as drained. `owed`: drained bytes for which no WINDOW was sent yet. `had`: bytes that
+    came. `opening`: the OPEN that is still to be sent. `mute`: nobody is there any more to whom anything could be said."""
 
     __slots__ = (
         "allow",

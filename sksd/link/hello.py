@@ -35,9 +35,9 @@ class Hello(Answer, kw_only=True):
     `link`: 16 random bytes in hex, the same for all connections of one link. `received`: sequenced bytes that
     this end has had of the other on that link. `resume`: go on with that link, or end. Between daemon and
     proxy `ticket` is empty and `engine` names the engine; from a client `engine` is ignored. `replay`: MISSED, NOW or
-    START. `watch`: this is no front end: it only looks on, and what it gets counts as missed still. `restarted`, with
-    `resume`: another program goes on with the link, and knows of the old streams no more than what was `handed` to the
-    front end of each, in bytes.
+    START. `watch`: this is no front end: it only looks on, and what it gets counts as missed still. `restarted`,
+    with `resume`: another program goes on with the link; `handed` are the streams that it knows of the one before,
+    and how many bytes the front end of each was given.
     """
 
     version: int = VERSION

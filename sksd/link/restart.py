@@ -14,8 +14,8 @@ from sksd.link.hello import Hello, Welcome
 class Past(NamedTuple):
     """One stream of the client's program before this one; `after` as in `Core.open`.
 
-    `taken`: the bytes of it, from its byte `base` on, that were read from the front end. `handed`: how many bytes of it
-    the front end was given, as far as is known.
+    `taken`: the bytes of it, from its byte `base` on, that were read from the front end. `handed`: how many bytes of
+    it the front end was given.
     """
 
     stream: int

@@ -248,7 +248,7 @@ class RestartTests(TestCase):
         near.core.open("iopub")
         second = near.core.open("iopub", 1)
         pieces, _ = near.core.pull(1000)
-        opened = [action for action in far.core.bytes_received(b"".join(map(bytes, pieces)))]
+        opened = far.core.bytes_received(b"".join(map(bytes, pieces)))
         self.assertEqual(opened, [Opened(1, "iopub", 0), Opened(2, "iopub", 1)])
         self.assertEqual(second, 2)
         for bad in (b"shell 1", b"iopub x", b"iopub -1", b"iopub 1 2"):
