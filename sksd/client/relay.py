@@ -98,8 +98,8 @@ class Carrier:
         self._late: Any = None
 
     async def open(self, timeout: float) -> None:
-        """The first connection. Raises what `connect` raises, TicketRefused, EngineEnded and NoSuchEngine. A link that
-        goes on is connected again like any that was cut, and nothing is raised."""
+        """The first connection. Raises what `connect` raises, TicketRefused, EngineEnded and NoSuchEngine. A link
+        that goes on is connected again like any that was cut, and nothing is raised."""
         if self.link.core.is_cut:
             self._watch()
             self._cut("its relay was killed")

@@ -186,12 +186,11 @@ class RelayState:
     def remove(self) -> None:
         """The link is over: nothing of it is left. Harmless when done before."""
         if self._lock >= 0:
-            for path in self.folder.iterdir():
-                if _is_ours(path.name) and path.name != _LOCK:
-                    path.unlink(missing_ok=True)
-            # The lock last: nobody may find a part of it and take it for a whole.
-            (self.folder / _LOCK).unlink(missing_ok=True)
+            # The link first, without which the rest is nothing; the lock last, so that nobody comes in between.
             with contextlib.suppress(OSError):
+                ours = filter(_is_ours, os.listdir(self.folder))
+                for name in sorted(ours, key=lambda name: (name == _LOCK, name != _LINK)):
+                    (self.folder / name).unlink(missing_ok=True)
                 self.folder.rmdir()
         self.release()
 

@@ -140,7 +140,8 @@ Action = (
 class _Stream:
     """`credit`: bytes we may send. `allow`: bytes the other end may send. `unread`: bytes given to the edge
     that it has not reported as drained. `owed`: drained bytes for which no WINDOW was sent yet. `had`: bytes that
-    came. `opening`: the OPEN that is still to be sent. `mute`: nobody is there any more to whom anything could be said."""
+    came. `opening`: the OPEN that is still to be sent. `mute`: nobody is there any more to whom anything could be
+    said."""
 
     __slots__ = (
         "allow",
