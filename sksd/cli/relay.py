@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 @click.option("--transport", type=click.Choice(["ipc", "tcp"]), default="ipc", show_default=True,
               help="UNIX sockets, or ports on 127.0.0.1.")
 @click.option("--state", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path),
-              help="Keep here what is needed to go on when this is killed: the same command then goes on with the same "
-                   "link and sockets, without a login, and front ends that still run lose nothing. Removed at an "
-                   "orderly end.")
+              help="Keep here what is needed to go on when this is killed: the same command then goes on with the "
+                   "same link and sockets, without a login, and front ends that still run lose nothing. Removed at "
+                   "an orderly end.")
 @click.option("--keep", is_flag=True, help="Leave an engine that was started for this running.")
 @options.engine
 @options.starting

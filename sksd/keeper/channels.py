@@ -19,6 +19,7 @@ from sksd.keeper.sockets import KernelSocket
 from sksd.keeper.spool import Spool
 from sksd.link import zmtp
 from sksd.link.hello import MISSED, NOW, START
+from sksd.link.limits import REJOIN_LIMIT
 from sksd.link.link import Link
 
 log = Logger()
@@ -141,7 +142,12 @@ class Channels:
                           self._asked, moved, self._left)  # fmt: skip
         here.link.taps[stream] = end
         if self._over:
-            end.ending()
+            if here.link.restarted:
+                # It comes back for the rest. ZeroMQ subscribes again only when its program looks.
+                end.ending()
+                self._reactor.callLater(REJOIN_LIMIT, end.last)
+            else:
+                end.last()
 
     def _begins(self, here: Attachment, end: IopubEnd, after: int) -> tuple[int, int]:
         """Where its front end, which is that of stream `after` if that is known, is in the journal."""
@@ -152,10 +158,10 @@ class Channels:
         return start, here.now
 
     def _gone(self, here: Attachment, end: IopubEnd) -> None:
-        if end in here.iopub:
+        if end.begun:
             self.taken(here.link)
-            here.iopub.remove(end)
-            if end.broken or not here.iopub:
+            here.iopub.discard(end)
+            if not end.complete and (end.broken or not here.iopub):
                 here.parked[end.stream] = self.journal.boundary_at_or_before(end.delivered)
             if end.broken and (here.forgets is None or not here.forgets.active()):
                 here.forgets = self._reactor.callLater(_COMES_BACK, self._forget_parked, here)
@@ -202,7 +208,7 @@ class Channels:
         # Who has no name is a stranger each time.
         key = (channel, identity or os.urandom(16))
         session = self._sessions.get(key)
-        if session is None and self._over:
+        if self._over and (session is None or session.complete):
             end.finish()
             return
         if session is None:
@@ -224,8 +230,7 @@ class Channels:
         return session is None or session.ask(messages)
 
     def _left(self, end: TalkEnd) -> None:
-        session = self._session(end)
-        if session is not None:
+        for session in self._sessions.values():
             session.detach(end)
 
     # -- iopub -------------------------------------------------------------------------------------

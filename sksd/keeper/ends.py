@@ -37,7 +37,7 @@ class Source(Protocol):
 
 class FrontEnd:
     """One stream of `link` (an End of sksd.link.link). `moved()` is called when more has left the relay,
-    `gone(end)` once when the stream is over."""
+    `gone(end)` when the stream is over, and again if its relay turns out to have been killed before."""
 
     def __init__(
         self,
@@ -62,6 +62,8 @@ class FrontEnd:
         self._over = False
         #: The relay was killed: another stream may go on for the front end.
         self.broken = False
+        #: Everything was said that will ever be, and is on its way.
+        self.complete = False
         self._say(self._peer.greeting())
 
     # -- what the link says ------------------------------------------------------------------------
@@ -98,9 +100,12 @@ class FrontEnd:
 
     def handed(self, total: int) -> None:
         """The relay was killed, and the front end has had `total` bytes."""
-        self.broken = True
+        self.broken, self.complete = True, False
         self._taken = min(total, self._sent)
         self._moved()
+        if self._over:
+            # What was said last has not come through.
+            self._gone(self)
 
     def finish(self) -> None:
         """The stream is over."""
@@ -139,6 +144,7 @@ class FrontEnd:
                 break
             self._say(data)
         if self._last and self._cursor >= self._source.end:
+            self.complete = True
             self.finish()
 
     def ending(self) -> None:

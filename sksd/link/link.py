@@ -94,6 +94,10 @@ class Link:
         self._clock = clock
         self.core = core
         self.taps: dict[int, End] = {}
+        #: Those that have closed their end, and the other has not.
+        self._closing: dict[int, End] = {}
+        #: Its client was killed and started again.
+        self.restarted = False
         self.on_opened: Callable[[int, str, int], None] | None = None
         #: The relay's, when it can be killed and started again.
         self.keep: Keep | None = None
@@ -194,6 +198,7 @@ class Link:
         """Accepting end: the client is back with `hello`; an older connection, if there is one, is of no more use."""
         self._drop()
         self._begin(transport)
+        self.restarted |= hello.restarted
         self._do(self.core.resume(hello, self._clock.seconds()))
 
     def received(self, transport: Any, data: bytes) -> None:
@@ -274,7 +279,9 @@ class Link:
 
     def local_closed(self, stream: int) -> None:
         """A local socket is closed."""
-        self.taps.pop(stream, None)
+        end = self.taps.pop(stream, None)
+        if end is not None and stream in self.core.streams:
+            self._closing[stream] = end
         self._do(self.core.closed(stream))
 
     # ----------------------------------------------------------------------------------------------
@@ -330,10 +337,11 @@ class Link:
                 if tap is not None:
                     tap.taken(size)
             case Handed(stream, total):
-                tap = self.taps.get(stream)
+                tap = self.taps.get(stream) or self._closing.get(stream)
                 if tap is not None:
                     tap.handed(total)
             case Over(stream):
+                self._closing.pop(stream, None)
                 if self.keep is not None:
                     self.keep.over(stream)
             case Opened(stream, channel, after):
