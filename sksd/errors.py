@@ -625,6 +625,18 @@ class LinkForgotten(SksdError):
     code = "link-forgotten"
 
 
+class StateInUse(SksdError):
+    """A relay that runs has {path} as its state: end that one first, or give this one another --state."""
+
+    code = "state-in-use"
+
+
+class StateOfAnother(SksdError):
+    """{path} {problem}: give another --state, or remove it."""
+
+    code = "state-of-another"
+
+
 class LinkProtocol(SksdError):
     """The other end of the link broke its protocol: {problem}."""
 

@@ -17,7 +17,9 @@ from sksd.cli.output import Output
 from sksd.cli.running import Scope, run
 
 if TYPE_CHECKING:
-    from sksd.wire.messages import Accept
+    from sksd.client.session import Route
+    from sksd.client.state import Kept
+    from sksd.wire.messages import Accept, Ticket
 
 
 @click.command("relay", epilog="Example: sksd relay lab analysis --transport tcp")
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
               help="Connection file to write (default: a new one where Jupyter looks for them).")
 @click.option("--transport", type=click.Choice(["ipc", "tcp"]), default="ipc", show_default=True,
               help="UNIX sockets, or ports on 127.0.0.1.")
+@click.option("--state", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path),
+              help="Keep here what is needed to go on when this is killed: the same command then goes on with the "
+                   "same link and sockets, without a login, and front ends that still run lose nothing. Removed at "
+                   "an orderly end.")
 @click.option("--keep", is_flag=True, help="Leave an engine that was started for this running.")
 @options.engine
 @options.starting
@@ -44,6 +50,7 @@ def command(
     keep: bool,
     transport: str,
     file: Path | None,
+    state: Path | None,
 ) -> None:
     """Hold a link to an engine and offer it as a Jupyter connection file.
 
@@ -61,21 +68,16 @@ def command(
         from twisted.internet.defer import CancelledError
 
         from sksd.cli import spinning
-        from sksd.cli.access import session_on
+        from sksd.cli.access import reach, session_on
         from sksd.cli.state import LinkState
-        from sksd.client.relay import open_relay
+        from sksd.client.relay import State, open_relay
+        from sksd.client.state import RelayState
 
-        linger = None if keep else spinning.ORPHAN
-        start = spinning.Start(environment, accepts, cwd, variables, start_timeout, linger)
-        where = file if file is not None else _default_file()
-        async with (
-            session_on(scope, access) as session,
-            spinning.engine_for(scope, session, engine, start, keep) as held,
-        ):
-            with LinkState(scope) as state:
+        async def hold(route: Route, ticket: Ticket, where: Path) -> None:
+            with LinkState(scope) as shown:
                 relay = await open_relay(
-                    scope.reactor, session.route, held.ticket, file=where.absolute(), transport=transport,
-                    timeout=access.timeout, told=state.told,
+                    scope.reactor, route, ticket, file=where.absolute(), transport=transport, timeout=access.timeout,
+                    state=kept, told=shown.told,
                 )  # fmt: skip
                 try:
                     output.document({"file": str(relay.file), "engine": relay.engine})
@@ -88,7 +90,35 @@ def command(
             if ended is not None:
                 raise ended
 
+        kept = None if state is None else State(RelayState(state), access.host, environment or "")
+        before = None if kept is None else kept.files.kept
+        try:
+            if before is not None:
+                _must_be_the_same(before, str(state), access.host, environment, engine)
+                await hold(await reach(scope, access), before.ticket, file or Path(before.file))
+                return
+            linger = None if keep else spinning.ORPHAN
+            start = spinning.Start(environment, accepts, cwd, variables, start_timeout, linger)
+            async with (
+                session_on(scope, access) as session,
+                spinning.engine_for(scope, session, engine, start, keep) as held,
+            ):
+                await hold(session.route, held.ticket, file or _default_file())
+        finally:
+            if kept is not None:
+                kept.files.leave()
+
     run(output, body)
+
+
+def _must_be_the_same(kept: Kept, path: str, host: str, environment: str | None, engine: str | None) -> None:
+    """Raises StateOfAnother when the state is not that of this command."""
+    from sksd.errors import StateOfAnother
+
+    same = kept.ticket.engine.startswith(engine) if engine is not None else kept.wanted == (environment or "")
+    if host != kept.host or not same:
+        problem = f"belongs to a link to engine {kept.ticket.engine} on {kept.host}"
+        raise StateOfAnother(path=path, problem=problem)
 
 
 def _is_connection_file(file: Path) -> bool:

@@ -94,6 +94,9 @@ class _Subscriber:
     def taken(self, size: int) -> None:
         """Called by the link."""
 
+    def handed(self, total: int) -> None:
+        """Called by the link of one whose relay was killed: never here."""
+
     def finish(self) -> None:
         """The host has said all."""
         self.closed = True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import random
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from twisted.internet import defer
@@ -20,6 +21,7 @@ from sksd import __version__, paths
 from sksd.client.backoff import Backoff
 from sksd.client.network import NetworkWatch
 from sksd.client.session import CONNECT_TIMEOUT, Route, open_link
+from sksd.client.state import Kept, RelayState
 from sksd.errors import (
     CannotWrite,
     HostGone,
@@ -31,11 +33,13 @@ from sksd.errors import (
     TimedOut,
     Unreachable,
 )
+from sksd.link.core import CHANNELS
 from sksd.link.hello import Hello, Replay, new_hello
 from sksd.link.limits import FINISH_LIMIT, GOODBYE_LIMIT
 from sksd.link.link import Link
-from sksd.link.local import Channels, LocalEnd
+from sksd.link.local import HEARTBEAT, Channels, LocalEnd
 from sksd.link.protocol import LinkConnection
+from sksd.link.restart import Before
 from sksd.wire.messages import Ticket
 
 log = Logger()
@@ -65,12 +69,21 @@ class Status(msgspec.Struct, frozen=True):
 class Carrier:
     """One link that is connected again whenever it is cut, for as long as its engine lives.
 
-    `told(status)` is called when the link is cut, when it stands again, and when it is up to date. Used by the relay,
-    and by whoever speaks on a link without front ends.
+    `told(status)` is called when the link is cut, when it stands again, and when it is up to date. With `before` it
+    is a link whose relay was killed. Used by the relay, and by whoever speaks on a link without front ends.
     """
 
-    def __init__(self, reactor: Any, route: Route, hello: Hello, told: Callable[[Status], None]) -> None:
-        self.link = Link.opening(reactor, hello)
+    def __init__(
+        self,
+        reactor: Any,
+        route: Route,
+        hello: Hello,
+        told: Callable[[Status], None],
+        before: Before | None = None,
+    ) -> None:
+        self.link = Link.opening(reactor, hello, before=before)
+        #: The host is another one than it was: its link may still be there.
+        self.mistrusts = False
         self.link.on_cut = self._cut
         self.link.on_resumed = self._resumed
         self._reactor = reactor
@@ -86,7 +99,12 @@ class Carrier:
         self._late: Any = None
 
     async def open(self, timeout: float) -> None:
-        """The first connection. Raises what `connect` raises, TicketRefused, EngineEnded and NoSuchEngine."""
+        """The first connection. Raises what `connect` raises, TicketRefused, EngineEnded and NoSuchEngine. A link
+        that goes on is connected again like any that was cut, and nothing is raised."""
+        if self.link.core.is_cut:
+            self._watch()
+            self._cut("its relay was killed")
+            return
         await self._connect(timeout)
         welcomed = self.link.when_welcomed()
         try:
@@ -95,8 +113,11 @@ class Carrier:
             raise TimedOut(host=self._route.name, seconds=f"{timeout:g}") from None
         self._backoff.connected(self._reactor.seconds())
         if not self.link.ended:
-            self._network = NetworkWatch(self._reactor, self._changed)
-            self.link.when_ended().addCallback(self._over)
+            self._watch()
+
+    def _watch(self) -> None:
+        self._network = NetworkWatch(self._reactor, self._changed)
+        self.link.when_ended().addCallback(self._over)
 
     def _over(self, error: SksdError | None) -> SksdError | None:
         if self._network is not None:
@@ -141,6 +162,7 @@ class Carrier:
             log.info("not yet: {why}", why=str(error))
         except SksdError as error:
             # The certificate is another one: nothing more may be said to that host.
+            self.mistrusts = True
             self.link.end(error)
         finally:
             self._trying = False
@@ -185,16 +207,29 @@ class Relay:
         transport: str,
         replay: Replay,
         told: Callable[[Status], None],
+        state: State | None,
     ) -> None:
+        kept = state.files.kept if state is not None else None
         self.engine = ticket.engine
         self._reactor = reactor
         self._route = route
         self._ticket = ticket
-        self._transport = transport
-        self._folder = _Folder()
+        self._transport = transport if kept is None else kept.transport
+        self._ports = {} if kept is None else kept.ports
+        self._state = state
+        # Front ends know the old place of the sockets.
+        self._folder = _Folder("" if state is None else str(state.files.folder.resolve()))
         self.file = file or self._folder.path / "kernel.json"
-        hello = new_hello(ticket.ticket, f"sksd {__version__}", replay)
-        self._carrier = Carrier(reactor, route, hello, told)
+        before = None
+        if state is None or kept is None:
+            hello = new_hello(ticket.ticket, f"sksd {__version__}", replay)
+        else:
+            hello, before = kept.hello, state.files.before()
+        self._hello = hello
+        self._carrier = Carrier(reactor, route, hello, told, before)
+        self._carrier.link.keep = None if state is None else state.files
+        #: What is kept is of use to nobody any more.
+        self._forget = kept is None
         self._local: LocalEnd | None = None
         #: The inode of the connection file: another relay may have been given the same name since.
         self._written: int | None = None
@@ -210,9 +245,13 @@ class Relay:
             kernel_name=self._ticket.kernel_name,
             transport=self._transport,
             folder=self._folder.sockets,
+            ports=self._ports,
         )
-        self._local = LocalEnd(self._reactor, self._carrier.link, channels)
-        info = self._local.start()
+        local = LocalEnd(self._reactor, self._carrier.link, channels)
+        info = local.start()
+        self._local = local
+        if self._state is not None:
+            self._keep(self._state, info)
         try:
             paths.write_private(self.file, msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
         except OSError as error:
@@ -220,6 +259,22 @@ class Relay:
                 host="this machine", path=str(self.file), problem=error.strerror or str(error)
             ) from None
         self._written = os.stat(self.file).st_ino
+
+    def _keep(self, state: State, info: dict[str, str | int]) -> None:
+        ports = {name: int(info[f"{name}_port"]) for name in (*CHANNELS, HEARTBEAT)}
+        if state.files.kept is None:
+            state.files.begin(
+                Kept(
+                    hello=self._hello,
+                    ticket=self._ticket,
+                    transport=self._transport,
+                    ports=ports if self._transport == TCP else {},
+                    host=state.host,
+                    wanted=state.wanted,
+                    file=str(self.file),
+                )
+            )
+        self._forget = True
 
     def _named(self, error: SksdError) -> SksdError:
         """`error` with what only this end knows: the person's name for the host, and the engine."""
@@ -267,22 +322,44 @@ class Relay:
                     self.file.unlink()
             self._written = None
             self._folder.remove()
+            if self._state is not None and self._forget and not self._carrier.mistrusts:
+                self._state.files.remove()
+            elif self._state is not None:
+                self._state.files.release()
 
 
 class _Folder:
-    """A private folder for one relay, locked for as long as it lives: what a killed one has left is removed."""
+    """A private folder for one relay, locked for as long as it lives: what a killed one has left is removed.
 
-    def __init__(self) -> None:
+    The same `name` is the same folder; no other relay that runs has it. An empty one is a name of its own.
+    """
+
+    def __init__(self, name: str = "") -> None:
         parent = paths.private(paths.runtime())
         _sweep(parent)
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=_FOLDERS, dir=parent))
-            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if name:
+                self.path = parent / f"{_FOLDERS}{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+                while not self._take():
+                    pass
+            else:
+                self.path = Path(tempfile.mkdtemp(prefix=_FOLDERS, dir=parent))
+                self._take()
             self.sockets = self.path / "s"
             self.sockets.mkdir(mode=0o700)
         except OSError as error:
             raise CannotWrite(host="this machine", path=str(parent), problem=error.strerror or str(error)) from None
+
+    def _take(self) -> bool:
+        """Make and lock it; False when another relay, which takes it for a dead one's, was quicker to remove it."""
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(self.path).st_ino == os.fstat(self._lock).st_ino:
+                return True
+        os.close(self._lock)
+        return False
 
     def remove(self) -> None:
         """Harmless when done before."""
@@ -309,6 +386,14 @@ def _silent(_: Status) -> None:
     pass
 
 
+class State(NamedTuple):
+    """Where a relay keeps what the next one needs when it is killed. `host` and `wanted`: what the person named."""
+
+    files: RelayState
+    host: str
+    wanted: str
+
+
 async def open_relay(
     reactor: Any,
     route: Route,
@@ -319,16 +404,19 @@ async def open_relay(
     timeout: float = CONNECT_TIMEOUT,
     replay: Replay = "missed",
     told: Callable[[Status], None] = _silent,
+    state: State | None = None,
 ) -> Relay:
     """Open the link and listen; front ends can connect when this returns.
 
     `file`: where to write the connection file (None: in a private folder); its folder exists. `transport`: IPC or
     TCP (on 127.0.0.1, for front ends that know nothing else). `replay`: what the first front end gets of what was
-    said before (sksd.link.hello). `told` is called when the link is cut and when it is back. Called by the command
-    line and the Spyder plugin. Raises what `connect` raises, and TicketRefused, EngineEnded, CannotListen,
+    said before (sksd.link.hello). `told` is called when the link is cut and when it is back. With a `state`
+    that has something in it the link, its transport and its sockets are those of the relay that was killed; it is
+    removed when the relay or the engine ends, and left when this raises. Called by the command line and the Spyder
+    plugin. Raises what `connect` raises, and TicketRefused, EngineEnded, CannotListen,
     CannotWrite.
     """
-    relay = Relay(reactor, route, ticket, file, transport, replay, told)
+    relay = Relay(reactor, route, ticket, file, transport, replay, told, state)
     try:
         await relay._open(timeout)
     except BaseException:

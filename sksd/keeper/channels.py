@@ -19,6 +19,7 @@ from sksd.keeper.sockets import KernelSocket
 from sksd.keeper.spool import Spool
 from sksd.link import zmtp
 from sksd.link.hello import MISSED, NOW, START
+from sksd.link.limits import REJOIN_LIMIT
 from sksd.link.link import Link
 from sksd.wire import jupyter
 
@@ -29,6 +30,8 @@ IOPUB: Final = "iopub"
 _AGAIN: Final = 1.0
 #: Seconds that a dead kernel's sockets have to give what they still hold.
 _DRAIN: Final = 2.0
+#: Seconds that a front end has to come back to iopub when its relay was started again and others are there.
+_COMES_BACK: Final = 60.0
 _SPOOL_MEMORY: Final = 4 * 1024 * 1024
 _BUFFER: Final = "its output fills the buffer for a front end that does not take it"
 
@@ -43,10 +46,11 @@ class Attachment:
         #: A front end has been sent everything that a dead kernel had said.
         self.complete = False
         self.iopub: set[IopubEnd] = set()
-        #: Where the next one begins when there is none; None: with what is said from then on.
-        self.parked: int | None = start
         #: One has been, and is no more.
         self.had = False
+        #: Where others go on for streams that are over, by their numbers; 0: where the first one of all begins.
+        self.parked: dict[int, int] = {0: start}
+        self.forgets: Any = None
 
 
 class Channels:
@@ -142,47 +146,61 @@ class Channels:
         if not watches:
             journal.pin(here, max(start, journal.start))
         link.past = journal.count_between(start, journal.end)
-        link.on_opened = lambda stream, channel: self._opened(here, stream, channel)
+        link.on_opened = lambda *opened: self._opened(here, *opened)
 
         def over(error: SksdError | None) -> None:
             # Only then has the relay had everything.
             if here.complete and not watches and isinstance(error, EngineEnded):
                 self._has_seen(journal.end)
             del self._links[link]
+            if here.forgets is not None and here.forgets.active():
+                here.forgets.cancel()
             journal.unpin(here)
             self._relieve()
 
         link.when_ended().addCallback(over)
 
-    def _opened(self, here: Attachment, stream: int, channel: str) -> None:
+    def _opened(self, here: Attachment, stream: int, channel: str, after: int) -> None:
         def moved() -> None:
             self.taken(here.link)
 
         end: FrontEnd
         if channel == IOPUB:
             end = IopubEnd(here.link, stream, self.journal, self._key, here.watches,
-                           lambda end: self._begins(here, end), moved, lambda end: self._gone(here, end))  # fmt: skip
+                           lambda end: self._begins(here, end, after), moved,
+                           lambda end: self._gone(here, end))  # fmt: skip
         else:
             end = TalkEnd(here.link, stream, lambda end, identity: self._greeted(channel, end, identity),
                           self._asked, moved, self._left)  # fmt: skip
         here.link.taps[stream] = end
         if self._over:
-            end.last()
+            if here.link.restarted:
+                # It comes back for the rest. ZeroMQ subscribes again only when its program looks.
+                end.ending()
+                self._reactor.callLater(REJOIN_LIMIT, end.last)
+            else:
+                end.last()
 
-    def _begins(self, here: Attachment, end: IopubEnd) -> tuple[int, int]:
-        start = self.journal.end if here.parked is None else here.parked
-        here.parked = None
+    def _begins(self, here: Attachment, end: IopubEnd, after: int) -> tuple[int, int]:
+        """Where its front end, which is that of stream `after` if that is known, is in the journal."""
+        parked = here.parked
+        known = after if after in parked else min(parked, key=parked.__getitem__, default=None)
+        start = self.journal.end if known is None else parked.pop(known)
         here.iopub.add(end)
         return start, here.now
 
     def _gone(self, here: Attachment, end: IopubEnd) -> None:
-        if end in here.iopub:
+        if end.begun:
             self.taken(here.link)
-            here.iopub.remove(end)
+            here.iopub.discard(end)
             here.had = True
+            complete = self._over and end.complete
             if not here.iopub:
-                here.complete = self._over and end.complete
-                here.parked = self.journal.end if end.broken else self._whole(end.delivered)
+                here.complete = complete
+            if not complete and (end.broken or not here.iopub):
+                here.parked[end.stream] = self.journal.end if end.unreadable else self._whole(end.delivered)
+            if end.broken and (here.forgets is None or not here.forgets.active()):
+                here.forgets = self._reactor.callLater(_COMES_BACK, self._forget_parked, here)
             self._part(here)
         self._relieve()
 
@@ -197,6 +215,12 @@ class Channels:
             log.warn("what was said is skipped: {error}", error=str(error))
             return self.journal.end
 
+    def _forget_parked(self, here: Attachment) -> None:
+        """Who has not come back while others have is gone, and must not stop the kernel some day."""
+        if here.iopub:
+            here.parked.clear()
+            self.taken(here.link)
+
     def taken(self, link: Link) -> None:
         """Called when the other end of `link` has passed on more: pins move, and what was seen."""
         here = self._links.get(link)
@@ -204,7 +228,7 @@ class Channels:
             return
         places = [end.delivered for end in here.iopub]
         if places and not here.watches:
-            self.journal.pin(here, max(min(places), self.journal.start))
+            self.journal.pin(here, max(min([*places, *here.parked.values()]), self.journal.start))
             self._has_seen(max(places))
         for session in self._sessions.values():
             if session.end is not None and session.end.link is link:
@@ -233,6 +257,9 @@ class Channels:
         # Who has no name is a stranger each time.
         key = (channel, identity or os.urandom(16))
         session = self._sessions.get(key)
+        if self._over and (session is None or session.complete):
+            end.finish()
+            return
         if session is None:
             replies = Spool(self._spools, memory=_SPOOL_MEMORY, disk=self.buffer)
             session = self._sessions[key] = Session(
@@ -252,8 +279,7 @@ class Channels:
         return session is None or session.ask(messages)
 
     def _left(self, end: TalkEnd) -> None:
-        session = self._session(end)
-        if session is not None:
+        for session in self._sessions.values():
             session.detach(end)
 
     # -- iopub -------------------------------------------------------------------------------------

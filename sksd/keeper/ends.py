@@ -38,7 +38,7 @@ class Source(Protocol):
 
 class FrontEnd:
     """One stream of `link` (an End of sksd.link.link). `moved()` is called when more has left the relay,
-    `gone(end)` once when the stream is over."""
+    `gone(end)` when the stream is over, and again if its relay turns out to have been killed before."""
 
     def __init__(
         self,
@@ -62,6 +62,8 @@ class FrontEnd:
         self._last = False
         self._over = False
         #: What comes next cannot be read.
+        self.unreadable = False
+        #: The relay was killed: another stream may go on for the front end.
         self.broken = False
         self._say(self._peer.greeting())
 
@@ -96,6 +98,15 @@ class FrontEnd:
         """`size` bytes more have left the relay."""
         self._taken += size
         self._moved()
+
+    def handed(self, total: int) -> None:
+        """The relay was killed, and the front end has had `total` bytes."""
+        self.broken = True
+        self._taken = min(total, self._sent)
+        self._moved()
+        if self._over:
+            # What was said last has not come through.
+            self._gone(self)
 
     def finish(self) -> None:
         """The stream is over."""
@@ -134,7 +145,7 @@ class FrontEnd:
             except (SksdError, ValueError) as error:
                 log.warn("a stream breaks off: {error}", error=str(error))
                 # ValueError: what nobody keeps for this one is gone.
-                self.broken = isinstance(error, SksdError)
+                self.unreadable = isinstance(error, SksdError)
                 self.finish()
                 return
             if not data:
@@ -147,6 +158,10 @@ class FrontEnd:
     def complete(self) -> bool:
         """All that its source has is on its way."""
         return self._source is not None and self._cursor >= self._source.end
+
+    def ending(self) -> None:
+        """It is known from the beginning that its source, when it gets one, is complete."""
+        self._last = True
 
     def last(self) -> None:
         """The source gets no more: close the stream once the front end has everything."""

@@ -182,10 +182,13 @@ class Journal:
         return offset if offset == self.end else self._scan(self._segment_of(offset).start, offset)[0]
 
     def count_between(self, start: int, stop: int) -> int:
-        """How many messages there are from `start` to `stop`, where messages begin: of those that are still there.
-        Raises CannotRead."""
+        """How many messages there are from `start` to `stop`, where messages begin: of those that are still there;
+        0 where that cannot be read."""
         start, stop = (max(self.start, offset) for offset in (start, stop))
-        return self._number(stop) - self._number(start) if start < stop else 0
+        try:
+            return self._number(stop) - self._number(start) if start < stop else 0
+        except CannotRead:
+            return 0
 
     def _number(self, offset: int) -> int:
         segment = self._segment_of(offset)

@@ -43,6 +43,8 @@ class Session:
         self.channel = channel
         self.identity = identity
         self.end: TalkEnd | None = None
+        #: The one that is attached, or was the last.
+        self._latest: TalkEnd | None = None
         self._reactor = reactor
         self._over = over
         self._requests: deque[bytes] = deque()
@@ -63,7 +65,7 @@ class Session:
 
     def attach(self, end: TalkEnd) -> None:
         """The front end is there, or back: it gets what was not delivered."""
-        before, self.end = self.end, end
+        before, self.end, self._latest = self.end, end, end
         if before is not None:
             self._settle(before)
             before.finish()
@@ -71,9 +73,10 @@ class Session:
         end.begin(self._replies, self._begin)
 
     def detach(self, end: TalkEnd) -> None:
-        """Its stream is over."""
-        if end is self.end:
+        """Its stream is over. Harmless for one that is another's."""
+        if end is self._latest:
             self._settle(end)
+        if end is self.end:
             self.end = None
             self._parked = self._reactor.callLater(_PARKED, self.close)
 
@@ -88,6 +91,11 @@ class Session:
         self._waiting += len(messages)
         self._room()
         return self._waiting < _WAITING
+
+    @property
+    def complete(self) -> bool:
+        """Its front end was given everything that will ever be said."""
+        return self._latest is not None and self._latest.complete
 
     def when_silent(self) -> defer.Deferred[None]:
         """Fires once the kernel, which is dead, has said all."""

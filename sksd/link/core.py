@@ -32,13 +32,16 @@ from sksd.link.limits import (
     MAX_STREAM_ID,
     PING_INTERVAL,
     PROBE_LIMIT,
+    REJOIN_LIMIT,
     VERSION,
     Limits,
 )
+from sksd.link.restart import Before, rests, say
 from sksd.link.retained import Retained
 
 CHANNELS: Final = ("shell", "iopub", "stdin", "control")
 _CHANNEL_OF: Final = {name.encode(): name for name in CHANNELS}
+_IOPUB: Final = "iopub"
 
 
 class Greeted(NamedTuple):
@@ -54,10 +57,12 @@ class Welcomed(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """The other end has opened `stream`: connect it to `channel`, then report `drained` and `closed`."""
+    """The other end has opened `stream`: connect it to `channel`, then report `drained` and `closed`. `after`: the
+    stream for whose front end it goes on, 0 when that is not known."""
 
     stream: int
     channel: str
+    after: int = 0
 
 
 class Data(NamedTuple):
@@ -72,6 +77,20 @@ class Taken(NamedTuple):
 
     stream: int
     size: int
+
+
+class Handed(NamedTuple):
+    """The client's program was killed, and its front end had been given `total` bytes of `stream`: say no more there.
+    What it had read of the front end still comes, then `Closed`."""
+
+    stream: int
+    total: int
+
+
+class Over(NamedTuple):
+    """`stream` is closed at both ends."""
+
+    stream: int
 
 
 class Closed(NamedTuple):
@@ -113,19 +132,26 @@ class Ended(NamedTuple):
     error: SksdError | None
 
 
-Action = Greeted | Welcomed | Opened | Data | Taken | Closed | Pause | Resume | Cut | Resumed | Ended
+Action = (
+    Greeted | Welcomed | Opened | Data | Taken | Handed | Closed | Over | Pause | Resume | Cut | Resumed | Ended
+)
 
 
 class _Stream:
     """`credit`: bytes we may send. `allow`: bytes the other end may send. `unread`: bytes given to the edge
-    that it has not reported as drained. `owed`: drained bytes for which no WINDOW was sent yet."""
+    that it has not reported as drained. `owed`: drained bytes for which no WINDOW was sent yet. `had`: bytes that
+    came. `opening`: the OPEN that is still to be sent. `mute`: nobody is there any more to whom anything could be
+    said."""
 
     __slots__ = (
         "allow",
         "close_sent",
         "closing",
         "credit",
+        "had",
+        "mute",
         "number",
+        "opening",
         "out",
         "owed",
         "paused",
@@ -141,11 +167,19 @@ class _Stream:
         self.allow = window
         self.unread = 0
         self.owed = 0
+        self.had = 0
+        self.opening: bytes | None = None
+        self.mute = False
         self.queued = False
         self.paused = False
         self.closing = False
         self.close_sent = False
         self.peer_closed = False
+
+    @property
+    def heard(self) -> bool:
+        """What is said on it reaches somebody."""
+        return not (self.closing or self.peer_closed or self.mute)
 
 
 _GREETING: Final = "greeting"
@@ -155,20 +189,28 @@ _ENDED: Final = "ended"
 
 
 class Core:
-    """One end of a link. With a `hello` it is the end that opens streams (the relay's), without the proxy's.
+    """One end of a link. With a `hello` it is the end that opens streams (the relay's), without the keeper's. With
+    `before` it goes on with the link of a program that was killed: it is cut, and `reconnect` is next.
 
     `now` is in seconds of any clock that never goes back; every later `tick` uses the same. Once ended, every
     method does nothing and answers no action. Methods name streams by number; one that is over is ignored,
     because the local socket and the other end may close at once.
     """
 
-    def __init__(self, now: float, hello: Hello | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, now: float, hello: Hello | None = None, limits: Limits | None = None, before: Before | None = None
+    ) -> None:
         self._limits = limits or Limits()
         self._opens = hello is not None
-        self._state = _GREETING
+        self._state = _GREETING if before is None else _CUT
         self._decoder = frames.Decoder()
         self._streams: dict[int, _Stream] = {}
-        self._last_opened = 0
+        self._last_opened = 0 if before is None else before.last
+        #: The program before, until the other end has welcomed this one.
+        self._before = before
+        #: Its streams that are not closed yet: later ones wait, so that a front end's words keep their order.
+        self._old = set() if before is None else {past.stream for past in before.streams}
+        self._aside: list[_Stream] = []
         #: Streams that have something to send, in turn.
         self._ring: deque[_Stream] = deque()
         #: Sequenced frames that need not wait for their stream's turn.
@@ -177,12 +219,14 @@ class Core:
         self._hello = hello
         #: HELLO or WELCOME, the first frame on each connection.
         self._first: bytes | None = None if hello is None else hello_frame(hello)
-        self._welcomed = False
+        self._welcomed = before is not None
         self._goodbye: bytes | None = None
         #: This end has said GOODBYE: the other one closes the connection.
         self.said_goodbye = False
         self._finishing = False
         self._finish_error: SksdError | None = None
+        #: Until when front ends have time to come back to a link that is to end.
+        self._rejoin = float("-inf")
         self._ack_due = False
         self._ping: bytes | None = None
         self._pong: bytes | None = None
@@ -213,7 +257,7 @@ class Core:
     def wants(self, number: int) -> bool:
         """Whether less waits on a stream than its local end may bring at once. When not, `Resume` comes later."""
         stream = self._streams.get(number)
-        return stream is not None and not stream.paused
+        return stream is not None and stream.heard and not stream.paused
 
     @property
     def is_cut(self) -> bool:
@@ -237,28 +281,32 @@ class Core:
 
     # -- events on this side -----------------------------------------------------------------------
 
-    def open(self, channel: str) -> int | None:
+    def open(self, channel: str, after: int = 0) -> int | None:
         """A front end has connected to `channel`: the number of its stream, None when there are too many or
-        the link is over (drop the connection). Before WELCOME, what streams have to say waits."""
+        the link is over (drop the connection). Before WELCOME, what streams have to say waits.
+
+        `after`: the iopub stream that the same front end had before this program was started again, if known.
+        """
         if not self._opens or channel not in CHANNELS:
             raise ValueError(channel)
-        if self._state == _ENDED or len(self._streams) >= self._limits.streams or self._last_opened >= MAX_STREAM_ID:
+        streams = len(self._streams) + (len(self._before.streams) if self._before is not None else 0)
+        if self._state == _ENDED or streams >= self._limits.streams or self._last_opened >= MAX_STREAM_ID:
             return None
         self._last_opened += 1
         number = self._last_opened
-        self._streams[number] = _Stream(number, self._limits.window)
-        self._urgent.append(frames.encode(frames.OPEN, number, channel.encode()))
+        stream = self._streams[number] = _Stream(number, self._limits.window)
+        stream.opening = _open(number, channel, after)
+        self._enqueue(stream)
         return number
 
     def data(self, number: int, data: bytes) -> list[Action]:
         """Bytes were read from the local end of a stream."""
         stream = self._streams.get(number)
-        if stream is None or stream.closing or stream.peer_closed:
+        if stream is None or not stream.heard:
             return []
         stream.out.append(data)
-        if stream.credit > 0 and not stream.queued:
-            stream.queued = True
-            self._ring.append(stream)
+        if stream.credit > 0:
+            self._enqueue(stream)
         if stream.out.size >= self._limits.queue and not stream.paused:
             stream.paused = True
             return [Pause(number)]
@@ -274,11 +322,10 @@ class Core:
         # The other end is told before CLOSE what was taken; the rest, and what still comes, is taken by nobody.
         if stream.owed and not stream.peer_closed:
             self._give(stream)
-        self._drop(stream, stream.unread)
+        self._untaken(stream, stream.unread)
         stream.unread = 0
-        if not stream.out.size and not stream.queued:
-            stream.queued = True
-            self._ring.append(stream)
+        if not stream.out.size:
+            self._enqueue(stream)
         return []
 
     def drained(self, number: int, count: int) -> list[Action]:
@@ -337,7 +384,7 @@ class Core:
             self._state = _GREETING
             self._ticked = self._heard = now
             again = msgspec.structs.replace(self._hello, resume=True, received=self.received)
-            self._first = hello_frame(again)
+            self._first = hello_frame(again if self._before is None else say(self._hello, self._before))
         return []
 
     def resume(self, hello: Hello, now: float) -> list[Action]:
@@ -348,6 +395,8 @@ class Core:
             return []
         self._state = _OPEN
         self._ticked = self._heard = self._pinged = now
+        if hello.restarted:
+            return [*self._begin_again(hello, now), Resumed()]
         self._first = welcome_frame(Welcome(resumed=True, received=self.received))
         if not self._rewind(hello.received):
             return self.end(LinkProtocol(problem=f"it has received {hello.received} of {self.sent} bytes"))
@@ -411,7 +460,7 @@ class Core:
         ring = self._ring
         while ring and size < limit:
             size += self._pull_stream(ring.popleft(), pieces, actions)
-        if self._finishing and not ring and self._all_said():
+        if self._finishing and not ring and self._all_said() and self._ticked >= self._rejoin:
             actions += self.end(self._finish_error)
             self._pull_unsequenced(pieces)
         return pieces, actions
@@ -442,7 +491,11 @@ class Core:
         stream.queued = False
         out = stream.out
         size = 0
-        if out.size:
+        if stream.opening is not None:
+            size = len(stream.opening)
+            self._send(size, [stream.opening], pieces)
+            stream.opening = None
+        elif out.size:
             count = min(self._limits.payload, stream.credit, out.size)
             if count > 0:
                 frame: list[Piece] = [frames.header(frames.DATA, stream.number, count)]
@@ -453,17 +506,28 @@ class Core:
                 if stream.paused and out.size <= self._limits.queue // 2:
                     stream.paused = False
                     actions.append(Resume(stream.number))
-            if (out.size and stream.credit > 0) or (not out.size and stream.closing):
-                stream.queued = True
-                self._ring.append(stream)
         elif stream.closing and not stream.close_sent:
             size = frames.HEADER.size
             self._send(size, [frames.encode(frames.CLOSE, stream.number)], pieces)
             stream.close_sent = True
             self._last_close = self.sent
             if stream.peer_closed:
-                del self._streams[stream.number]
+                self._drop(stream, actions)
+            self._old_closed(stream.number)
+        if stream.credit > 0 if out.size else stream.closing and not stream.close_sent:
+            self._enqueue(stream)
         return size
+
+    def _enqueue(self, stream: _Stream) -> None:
+        """It has something to send."""
+        if not stream.queued:
+            stream.queued = True
+            waits = self._old and stream.number not in self._old
+            (self._aside if waits else self._ring).append(stream)
+
+    def _drop(self, stream: _Stream, actions: list[Action]) -> None:
+        del self._streams[stream.number]
+        actions.append(Over(stream.number))
 
     def _all_said(self) -> bool:
         said = all(stream.close_sent for stream in self._streams.values())
@@ -518,9 +582,12 @@ class Core:
         if not welcome.resumed:
             actions += self._over(LinkForgotten())
             return
-        self._state = _OPEN
-        if not self._rewind(welcome.received):
+        if self._before is not None:
+            self._go_on_from(self._before, welcome, actions)
+            self._before = None
+        elif not self._rewind(welcome.received):
             raise LinkProtocol(problem=f"it has received {welcome.received} of {self.sent} bytes")
+        self._state = _OPEN
         actions.append(Resumed())
 
     def _rewind(self, received: int) -> bool:
@@ -530,6 +597,62 @@ class Core:
         self.acknowledged = received
         self._told = self.received
         return self._retained.rewind(received)
+
+    # -- a client that was killed and started again ------------------------------------------------
+
+    def _begin_again(self, hello: Hello, now: float) -> list[Action]:
+        """Accepting end: both ends count from 0 again, and the old streams are there for what the client has still to
+        say on them."""
+        actions: list[Action] = []
+        self.sent = self.received = self._told = self.acknowledged = 0
+        self._retained.clear()
+        self._urgent.clear()
+        self._ring.clear()
+        self._rejoin = now + REJOIN_LIMIT
+        for stream in list(self._streams.values()):
+            handed = hello.handed.get(stream.number)
+            # The client has forgotten it: this end had closed it, and the answer was lost.
+            if stream.peer_closed or handed is None:
+                if not (stream.closing or stream.peer_closed):
+                    actions.append(Closed(stream.number))
+                self._drop(stream, actions)
+                continue
+            actions.append(Handed(stream.number, handed))
+            stream.mute = True
+            stream.out.clear()
+            stream.queued = stream.paused = stream.close_sent = False
+            # What the client had read beyond its credit is taken as well, so that later streams need not wait.
+            stream.allow = max(0, self._limits.window + self._limits.beyond - stream.unread)
+            stream.owed = 0
+            if stream.closing:
+                self._enqueue(stream)
+        goes_on = {stream.number: (stream.had, stream.allow) for stream in self._streams.values()}
+        self._first = welcome_frame(Welcome(resumed=True, last=max(0, self._last_opened), streams=goes_on))
+        return actions
+
+    def _go_on_from(self, before: Before, welcome: Welcome, actions: list[Action]) -> None:
+        """Opening end: the old streams say what they have still to say, and close."""
+        going_on = rests(before, welcome)
+        for past, credit, data in going_on:
+            stream = _Stream(past.stream, self._limits.window)
+            if credit is None:
+                stream.opening = _open(past.stream, past.channel, past.after)
+            else:
+                stream.credit = credit
+            stream.out.append(data)
+            stream.closing = True
+            self._streams[past.stream] = stream
+            self._enqueue(stream)
+        for number in self._old - {rest.past.stream for rest in going_on}:
+            actions.append(Over(number))
+            self._old_closed(number)
+
+    def _old_closed(self, number: int) -> None:
+        if number in self._old:
+            self._old.remove(number)
+            if not self._old:
+                self._ring += self._aside
+                self._aside.clear()
 
     def _unsequenced(self, frame: frames.Frame, actions: list[Action]) -> None:
         if frame.kind == frames.ACK:
@@ -571,8 +694,9 @@ class Core:
             stream.allow -= len(body)
             if stream.allow < 0:
                 raise LinkProtocol(problem=f"{-stream.allow} bytes beyond the window of stream {number}")
+            stream.had += len(body)
             if stream.closing:
-                self._drop(stream, len(body))
+                self._untaken(stream, len(body))
             else:
                 stream.unread += len(body)
                 actions.append(Data(number, body))
@@ -581,16 +705,17 @@ class Core:
             stream.credit += count
             if count == 0 or stream.credit > MAX_CREDIT:
                 raise LinkProtocol(problem=f"a window of {count} bytes for stream {number}")
-            if stream.out.size and not stream.queued:
-                stream.queued = True
-                self._ring.append(stream)
-            actions.append(Taken(number, count))
+            if stream.out.size:
+                self._enqueue(stream)
+            if not stream.mute:
+                actions.append(Taken(number, count))
         else:
             self._other_closed(stream, actions)
 
     def _other_opened(self, number: int, body: bytes, actions: list[Action]) -> None:
-        channel = _CHANNEL_OF.get(body)
-        if self._opens or channel is None:
+        name, _, after = body.partition(b" ")
+        channel = _CHANNEL_OF.get(name)
+        if self._opens or channel is None or (after and (channel != _IOPUB or not after.isdigit())):
             raise LinkProtocol(problem=f"OPEN of {body!r}")
         if number <= self._last_opened:
             raise LinkProtocol(problem=f"OPEN of stream {number} after {self._last_opened}")
@@ -598,7 +723,7 @@ class Core:
             raise LinkProtocol(problem=f"more than {self._limits.streams} streams")
         self._last_opened = number
         self._streams[number] = _Stream(number, self._limits.window)
-        actions.append(Opened(number, channel))
+        actions.append(Opened(number, channel, int(after or 0)))
 
     def _other_closed(self, stream: _Stream, actions: list[Action]) -> None:
         stream.peer_closed = True
@@ -606,16 +731,15 @@ class Core:
         # The other end may wait for that to say GOODBYE.
         self._ack_due = True
         if stream.close_sent:
-            del self._streams[stream.number]
+            self._drop(stream, actions)
         elif not stream.closing:
             # A local end that is not read would not be seen to close.
             if stream.paused:
                 stream.paused = False
                 actions.append(Resume(stream.number))
             actions.append(Closed(stream.number))
-        elif not stream.queued:
-            stream.queued = True
-            self._ring.append(stream)
+        else:
+            self._enqueue(stream)
 
     def _owe(self, stream: _Stream, count: int) -> None:
         """Give the other end `count` bytes of credit, in batches: a WINDOW for each half of the window."""
@@ -625,7 +749,7 @@ class Core:
         if stream.owed * 2 >= self._limits.window:
             self._give(stream)
 
-    def _drop(self, stream: _Stream, count: int) -> None:
+    def _untaken(self, stream: _Stream, count: int) -> None:
         """Nobody takes `count` bytes. Where both ends close with something to say still, both need credit for it."""
         if stream.out.size:
             self._owe(stream, count)
@@ -645,8 +769,15 @@ class Core:
         self._disconnect()
         self._streams.clear()
         self._ring.clear()
+        self._old.clear()
+        self._aside.clear()
         self._urgent.clear()
         self._retained.clear()
+
+
+def _open(number: int, channel: str, after: int) -> bytes:
+    name = f"{channel} {after}" if after and channel == _IOPUB else channel
+    return frames.encode(frames.OPEN, number, name.encode())
 
 
 def _ping(now: float) -> bytes:

@@ -35,7 +35,9 @@ class Hello(Answer, kw_only=True):
     `link`: 16 random bytes in hex, the same for all connections of one link. `received`: sequenced bytes that
     this end has had of the other on that link. `resume`: go on with that link, or end. Between daemon and
     proxy `ticket` is empty and `engine` names the engine; from a client `engine` is ignored. `replay`: MISSED, NOW or
-    START. `watch`: this is no front end: it only looks on, and what it gets counts as missed still.
+    START. `watch`: this is no front end: it only looks on, and what it gets counts as missed still. `restarted`,
+    with `resume`: another program goes on with the link; `handed` are the streams that it knows of the one before,
+    and how many bytes the front end of each was given.
     """
 
     version: int = VERSION
@@ -47,15 +49,21 @@ class Hello(Answer, kw_only=True):
     engine: Annotated[str, Meta(pattern=r"\A[a-z0-9]{0,32}\Z")] = ""
     replay: Replay = "missed"
     watch: bool = False
+    restarted: bool = False
+    handed: dict[Count, Count] = {}
 
 
 class Welcome(Answer):
-    """The keeper's answer to `Hello`. `past`: how many messages of iopub from before a new link come first."""
+    """The keeper's answer to `Hello`. `past`: how many messages of iopub from before a new link come first. After
+    `restarted`, `last` is the highest number of a stream that it has ever heard of, `streams` says of each that goes
+    on how many bytes it has had, and how many more it takes."""
 
     version: int = VERSION
     resumed: bool = False
     received: Count = 0
     past: Count = 0
+    last: Count = 0
+    streams: dict[Count, tuple[Count, Count]] = {}
 
 
 class Goodbye(Answer):

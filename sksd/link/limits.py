@@ -16,6 +16,8 @@ PAYLOAD: Final = 32 * 1024
 #: Bytes in flight on one stream before the reader has drained any: fills 160 Mbit/s at 100 ms.
 WINDOW: Final = 2 * 1024 * 1024
 MAX_CREDIT: Final = 2**31 - 1
+#: The most that Twisted reads from a local socket at once.
+READ: Final = 64 * 1024
 #: Bytes read from a local socket that wait for the link; then the socket is not read.
 LOCAL_QUEUE: Final = 256 * 1024
 MAX_STREAMS: Final = 128
@@ -39,6 +41,9 @@ GOODBYE_LIMIT: Final = 5.0
 CONNECT_RETRY: Final = 0.1
 CONNECT_LIMIT: Final = 60.0
 
+#: How long the front ends of a relay that was started again have to come back when the link is to end.
+REJOIN_LIMIT: Final = 5.0
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -48,3 +53,8 @@ class Limits:
     window: int = WINDOW
     queue: int = LOCAL_QUEUE
     streams: int = MAX_STREAMS
+
+    @property
+    def beyond(self) -> int:
+        """What an end may have read of a local socket for which it has no credit: the queue, and one read."""
+        return self.queue + READ

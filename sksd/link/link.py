@@ -20,7 +20,9 @@ from sksd.link.core import (
     Data,
     Ended,
     Greeted,
+    Handed,
     Opened,
+    Over,
     Pause,
     Resume,
     Resumed,
@@ -29,6 +31,7 @@ from sksd.link.core import (
 )
 from sksd.link.hello import Hello
 from sksd.link.limits import FINISH_LIMIT, GOODBYE_LIMIT, TICK, WRITE, Limits
+from sksd.link.restart import Before
 from sksd.link.tap import Tap
 
 T = TypeVar("T")
@@ -46,17 +49,43 @@ class End(Protocol):
     def taken(self, size: int) -> None:
         """`size` bytes more have left the other end's process."""
 
+    def handed(self, total: int) -> None:
+        """The other end's program was killed. `total` bytes of the stream have ever left it; nothing more will."""
+
     def finish(self) -> None:
         """The other end has closed the stream: write what is left, then call `Link.local_closed`."""
+
+
+class Keep(Protocol):
+    """What is told of each stream while this program lives, so that another can go on when it was killed
+    (sksd.client.state)."""
+
+    def heir(self, channel: str, who: int) -> int:
+        """The stream that process `who` had at the program before this one, which no other stream goes on for; 0."""
+
+    def opened(self, stream: int, channel: str, who: int, after: int) -> None:
+        """A front end, process `who` (0: not known), is there."""
+
+    def took(self, stream: int, data: bytes) -> None:
+        """It has said something. Called before anything is done about it."""
+
+    def handed(self, stream: int, size: int) -> None:
+        """The system has taken `size` bytes for it. Called at once."""
+
+    def passed(self, stream: int, size: int) -> None:
+        """The other end needs `size` bytes more of what was taken no longer."""
+
+    def over(self, stream: int) -> None:
+        """The stream is closed at both ends."""
 
 
 class Link:
     """One end of a link. Make it with `opening` (relay) or `accepting` (proxy), then connect it with a
     `sksd.link.protocol.LinkConnection`.
 
-    `on_opened(stream, channel)` is called at the accepting end for each stream; whoever sets it makes an `End` and
-    puts it into `taps`. `on_cut(problem)` and `on_resumed()` are called when the connection is lost, and when the
-    link goes on over another. All methods must be called in the reactor's thread.
+    `on_opened(stream, channel, after)` is called at the accepting end for each stream (`core.Opened`); whoever sets
+    it makes an `End` and puts it into `taps`. `on_cut(problem)` and `on_resumed()` are called when the connection is
+    lost, and when the link goes on over another. All methods must be called in the reactor's thread.
     """
 
     _log = Logger()
@@ -65,7 +94,13 @@ class Link:
         self._clock = clock
         self.core = core
         self.taps: dict[int, End] = {}
-        self.on_opened: Callable[[int, str], None] | None = None
+        #: Those that have closed their end, and the other has not.
+        self._closing: dict[int, End] = {}
+        #: Its client was killed and started again.
+        self.restarted = False
+        self.on_opened: Callable[[int, str, int], None] | None = None
+        #: The relay's, when it can be killed and started again.
+        self.keep: Keep | None = None
         self.on_cut: Callable[[str], None] | None = None
         self.on_resumed: Callable[[], None] | None = None
         #: How many messages from before the link come first on iopub: known once it is welcomed, at the accepting end
@@ -89,9 +124,14 @@ class Link:
         self._ticking.clock = clock
 
     @classmethod
-    def opening(cls, clock: IReactorTime, hello: Hello, limits: Limits | None = None) -> Link:
-        """The relay's end: says `hello` (`sksd.link.hello.new_hello`) as soon as it has a connection."""
-        return cls(clock, Core(clock.seconds(), hello, limits))
+    def opening(
+        cls, clock: IReactorTime, hello: Hello, limits: Limits | None = None, before: Before | None = None
+    ) -> Link:
+        """The relay's end: says `hello` (`sksd.link.hello.new_hello`) as soon as it has a connection. With `before`
+        it is a link that was welcomed, and whose relay was killed."""
+        link = cls(clock, Core(clock.seconds(), hello, limits, before))
+        link._is_welcomed = before is not None
+        return link
 
     @classmethod
     def accepting(
@@ -161,6 +201,7 @@ class Link:
         """Accepting end: the client is back with `hello`; an older connection, if there is one, is of no more use."""
         self._drop()
         self._begin(transport)
+        self.restarted |= hello.restarted
         self._do(self.core.resume(hello, self._clock.seconds()))
 
     def received(self, transport: Any, data: bytes) -> None:
@@ -215,6 +256,16 @@ class Link:
         self._pump()
         return tap
 
+    def open_kept(self, tap: Tap, channel: str, who: int) -> int | None:
+        """The same for a `tap` of process `who` (0: not known) that has to be kept: its stream, or None."""
+        assert self.keep is not None
+        after = self.keep.heir(channel, who)
+        stream = self.core.open(channel, after)
+        if stream is not None:
+            self.keep.opened(stream, channel, who, after)
+            self.taps[stream] = tap
+        return stream
+
     # -- local sockets (sksd.link.tap) -------------------------------------------------------------
 
     def local_data(self, stream: int, data: bytes) -> None:
@@ -231,7 +282,9 @@ class Link:
 
     def local_closed(self, stream: int) -> None:
         """A local socket is closed."""
-        self.taps.pop(stream, None)
+        end = self.taps.pop(stream, None)
+        if end is not None and stream in self.core.streams:
+            self._closing[stream] = end
         self._do(self.core.closed(stream))
 
     # ----------------------------------------------------------------------------------------------
@@ -281,14 +334,24 @@ class Link:
                 if tap is not None:
                     tap.read(isinstance(action, Resume))
             case Taken(stream, size):
+                if self.keep is not None:
+                    self.keep.passed(stream, size)
                 tap = self.taps.get(stream)
                 if tap is not None:
                     tap.taken(size)
-            case Opened(stream, channel):
+            case Handed(stream, total):
+                tap = self.taps.get(stream) or self._closing.get(stream)
+                if tap is not None:
+                    tap.handed(total)
+            case Over(stream):
+                self._closing.pop(stream, None)
+                if self.keep is not None:
+                    self.keep.over(stream)
+            case Opened(stream, channel, after):
                 if self.on_opened is None:
                     self._todo += self.core.closed(stream)
                 else:
-                    self.on_opened(stream, channel)
+                    self.on_opened(stream, channel, after)
             case Closed(stream):
                 tap = self.taps.get(stream)
                 if tap is not None:

@@ -17,6 +17,7 @@ from twisted.internet.protocol import Protocol, ServerFactory
 from sksd.errors import CannotListen
 from sksd.link.core import CHANNELS
 from sksd.link.link import Link
+from sksd.link.tap import KeptTap
 from sksd.link.zmqsocket import ZmqSocket
 
 HEARTBEAT: Final = "hb"
@@ -178,4 +179,5 @@ class _Front(ServerFactory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         """A stream for the new connection; none is to be had: it is dropped, and ZeroMQ tries again later."""
-        return self._link.open_tap(self._channel)
+        keep = self._link.keep
+        return self._link.open_tap(self._channel) if keep is None else KeptTap(self._link, keep, self._channel)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol
@@ -14,7 +16,9 @@ from sksd.link.chunks import Chunks, Piece
 from sksd.link.limits import PAYLOAD
 
 if TYPE_CHECKING:
-    from sksd.link.link import Link
+    from sksd.link.link import Keep, Link
+
+_PID: Final = Struct("i")
 
 
 @implementer(IPushProducer)
@@ -85,7 +89,7 @@ class Tap(Protocol):
             drained += held.take(2 * PAYLOAD, pieces)
             self.transport.write(b"".join(pieces))
         if drained:
-            self._link.local_drained(self.stream, drained)
+            self._written(drained)
         if self._ending and not held.size:
             self._close()
 
@@ -100,7 +104,7 @@ class Tap(Protocol):
             self._held.append(data)
         else:
             self.transport.write(data)
-            self._link.local_drained(self.stream, len(data))
+            self._written(len(data))
 
     def read(self, reading: bool) -> None:
         """Read the local socket, or leave it."""
@@ -113,6 +117,9 @@ class Tap(Protocol):
 
     def taken(self, size: int) -> None:
         """Nothing to do: what was read is forgotten as soon as the link has it."""
+
+    def handed(self, total: int) -> None:
+        """Nothing to do: only the end that opens streams is started again."""
 
     def finish(self) -> None:
         """Close the local end once it has taken everything."""
@@ -137,6 +144,10 @@ class Tap(Protocol):
         """There is no local socket any more, and there will be none."""
         return self._lost
 
+    def _written(self, size: int) -> None:
+        """The transport has taken `size` bytes, into its own buffer at least."""
+        self._link.local_drained(self.stream, size)
+
     def _connected(self) -> bool:
         return self.transport is not None and not self._lost
 
@@ -148,3 +159,58 @@ class Tap(Protocol):
         # With a producer the transport would wait for it to say that it is done.
         transport.unregisterProducer()
         transport.loseConnection()
+
+
+class KeptTap(Tap):
+    """A front end's connection at a relay that can be killed and started again: `keep` is told what was taken from
+    the front end before it goes anywhere, and how many bytes the system has taken for it, at once."""
+
+    def __init__(self, link: Link, keep: Keep, channel: str) -> None:
+        super().__init__(link, 0)
+        self._keep = keep
+        self._channel = channel
+
+    def connectionMade(self) -> None:
+        """It is connected; only now it is known who that is."""
+        stream = self._link.open_kept(self, self._channel, _peer_process(self.transport))
+        if stream is None:
+            self._lost = True
+            self.transport.abortConnection()
+            return
+        self.stream = stream
+        self._count_writes()
+        super().connectionMade()
+        # OPEN goes out.
+        self._link.local_data(stream, b"")
+
+    def _count_writes(self) -> None:
+        """Twisted's own count is of what its buffer has taken, which is lost with the process."""
+        transport, stream, handed = self.transport, self.stream, self._keep.handed
+        write = transport.writeSomeData
+
+        def write_and_count(data: bytes) -> int | Exception:
+            # Nothing between these two: killed there, what was sent would be sent again.
+            size: int | Exception = write(data)
+            if isinstance(size, int) and size > 0:
+                handed(stream, size)
+                self._link.local_drained(stream, size)
+            return size
+
+        transport.writeSomeData = write_and_count
+
+    def dataReceived(self, data: bytes) -> None:
+        """The front end says something."""
+        self._keep.took(self.stream, data)
+        super().dataReceived(data)
+
+    def _written(self, size: int) -> None:
+        """Counted when the system takes it."""
+
+
+def _peer_process(transport: Any) -> int:
+    """The process at the other end of a UNIX socket; 0 where the system does not tell."""
+    wanted = getattr(socket, "SO_PEERCRED", None)
+    if wanted is None or transport.socket.family != socket.AF_UNIX:
+        return 0
+    (pid,) = _PID.unpack_from(transport.socket.getsockopt(socket.SOL_SOCKET, wanted, 12))
+    return int(pid)

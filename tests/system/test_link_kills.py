@@ -13,6 +13,7 @@ from tests.system.daemon import LIMIT, Process, until
 from tests.system.load import Load, LoadCase, pause
 
 DESK = 1
+ASKED = str(Path(__file__).with_name("front_asked.py"))
 
 
 def free_port() -> int:
@@ -107,6 +108,30 @@ class KillCase(LoadCase):
         return {**report, "seconds": took}
 
 
+    async def run_asked(self, count: int, lines: int, *transport: str) -> dict[str, Any]:
+        """`count` times the relay, while a user types."""
+        waits = [self.random.uniform(0.3, 1.5) for _ in range(count)]
+        load = Load(lines, 0, 0, sum(waits) + count)
+        daemon = await self.daemon()
+        engine = await self.start_engine(DESK)
+        state = ("--state", str(self.top / "link.state"), *transport)
+        relay, file = await self.relay(DESK, engine, *state)
+        asked = (sys.executable, ASKED, str(file), str(lines), str(load.seconds))
+        front = self.run_process(*asked, env=self.theirs(DESK))
+        await front.says(b"ready")
+        self.go(front)
+        for wait in waits:
+            await pause(wait)
+            await self.kill(relay)
+            relay, _ = await self.relay(DESK, engine, *state)
+        report = await self.report(front, load, relay)
+        await self.stop_engine(DESK, engine)
+        self.assertNotIn(b"Traceback", relay.output)
+        await self.stop(daemon)
+        self.assertFalse((self.top / "link.state").exists())
+        return report
+
+
 class Kills(KillCase):
     """A small number; tests.bench.link_kills has the large one."""
 
@@ -115,3 +140,15 @@ class Kills(KillCase):
 
     async def test_relay_three_times(self) -> None:
         await self.run_relay_kills(3, 2000, 25, 200_000)
+
+    async def test_relay_while_a_user_types(self) -> None:
+        report = await self.run_asked(6, 2000)
+        self.assertEqual(report["typed"], 20)
+        # What was on its way to a relay when that was killed, and the piece that it had sent but not counted: the
+        # one thing that a kill may do (docs/link.md). Most kills do not.
+        self.assertLessEqual(report["again"], 6, self.about(report))
+        self.assertLessEqual(report["doubled"], 12, self.about(report))
+
+    async def test_relay_on_ports(self) -> None:
+        report = await self.run_asked(3, 1000, "--transport", "tcp")
+        self.assertEqual(report["typed"], 10)
