@@ -82,8 +82,6 @@ def run(output: Output, body: Callable[[Scope], Coroutine[Any, Any, T]]) -> T:
         loop.stop()
 
     def begin() -> None:
-        running = defer.Deferred.fromCoroutine(body(scope))
-
         def end(number: int = signal.SIGINT) -> None:
             if stopped:
                 os._exit(_BY_SIGNAL + number)
@@ -96,10 +94,12 @@ def run(output: Output, body: Callable[[Scope], Coroutine[Any, Any, T]]) -> T:
             else:
                 end(number)
 
-        # A handler of Python's runs at any place; the reactor's own thread is told to come back to it.
+        # A handler of Python's runs at any place; the reactor's own thread is told to come back to it. From before the
+        # first step of the body, which may be a long one.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda number, _: loop.callFromThread(told, number))
         scope.end = end
+        running = defer.Deferred.fromCoroutine(body(scope))
         running.addBoth(over)
 
     loop.callWhenRunning(begin)

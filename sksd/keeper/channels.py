@@ -194,7 +194,7 @@ class Channels:
             self.taken(here.link)
             here.iopub.discard(end)
             here.had = True
-            complete = self._over and end.complete
+            complete = self._over and end.complete and not end.broken
             if not here.iopub:
                 here.complete = complete
             if not complete and (end.broken or not here.iopub):

@@ -42,7 +42,8 @@ class RelayState(CommandCase):
         self.assertEqual(Path(command.out.strip()), file)
         self.assertEqual(json.loads(file.read_text()), info)
         command.kill(signal.SIGTERM)
-        await command.ended.addTimeout(LIMIT, reactor)
+        code = await command.ended.addTimeout(LIMIT, reactor)
+        self.assertEqual(code, 128 + signal.SIGTERM, command.output.decode())
         left = [Path(state), file, *paths.runtime().glob("relay-*")]
         self.assertEqual([str(path) for path in left if path.exists()], [])
 
