@@ -213,6 +213,11 @@ class TakenOver(HostCase):
             said = self.ask("check", method="password", user=user, secret=secret, rhost="")
             self.assertEqual(said, {"reason": "refused"})
             self.assertLess(abs(time.monotonic() - begun - 1.5), 0.3)
+        key = Ed25519PrivateKey.generate()
+        for user in (self.host.ada, "nobody-there"):
+            attempt, begun = self.attempt(key, user), time.monotonic()
+            self.assertIsNone(self.by_key(user, attempt))
+            self.assertLess(abs(time.monotonic() - begun - 1.5), 0.3)
 
     @defer.inlineCallbacks
     def test_garbage(self) -> Any:
