@@ -30,6 +30,9 @@ class IGate(Interface):
     def methods() -> list[str]:
         """The login methods this gate knows. Called for every `hello`."""
 
+    async def nonce() -> str:
+        """In base64, what an SSH key has to sign beside the channel. Called for every `hello`; raises GateGone."""
+
     async def check(method: str, user: str, password: str, peer: IAddress | None) -> str:
         """The name of the account that these credentials open, for somebody who comes from `peer`.
 

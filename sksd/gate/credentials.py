@@ -100,6 +100,17 @@ def check_known(who: person.Person | None, closed: list[int]) -> dict[str, Any]:
     return _asked(Pam(trusted=True), who, who.pw_name if who else "", "", closed)
 
 
+def check_key(request: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
+    """Whether an SSH key opens the account `user`: `secret` is an attempt (sksd.wire.sshkey), `fresh` whether its
+    nonce is. What a stranger sent, and the person's file, is read by a process with the person's rights only."""
+    who = person.find(str(request["user"])) if request["fresh"] else None
+    if who is not None and who.pw_uid not in order["closed"]:
+        wanted = {"user": who.pw_name, "home": who.pw_dir, "attempt": request["secret"], "lang": order["lang"]}
+        if not person.begin("sksd.proxy.keys", wanted, who):
+            return check_known(who, order["closed"])
+    return {"reason": REFUSED}
+
+
 def _asked(pam: Pam, who: person.Person | None, name: str, password: str, closed: list[int]) -> dict[str, Any]:
     problem = pam.ask(name, password, service())
     if who is None or not pam.right or who.pw_uid in closed:

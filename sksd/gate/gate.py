@@ -1,7 +1,8 @@
 """The gate: the one process of a shared host's daemon that keeps root's rights.
 
-It reads no network and no file of a person's. The daemon may ask it two things (docs/security.md has the contract):
+It reads no network and no file of a person's. The daemon may ask it three things (docs/security.md has the contract):
 
+    nonce  {} -> {nonce}: what an SSH key has to sign, once
     check  {method, user, secret, rhost} -> {account, grant}, or {reason, problem}
     proxy  {grant} -> a connection to the proxy of that grant's account (a descriptor), or {reason, problem};
            with {end: true}: the login is over, and its grant
@@ -19,7 +20,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -39,6 +39,7 @@ LIMIT: Final = 30
 MOST: Final = 64
 
 Message = dict[str, Any]
+Answer = tuple[Message, socket.socket | None]
 
 
 def main() -> None:
@@ -91,14 +92,16 @@ class Gate:
     def _asked(self, request: Message) -> None:
         ask, now = request["ask"], time.monotonic()
         local = grant = None
+        if ask == wire.NONCE:
+            return wire.send(self._daemon, {"id": request.get("id"), "nonce": self._grants.nonce(now)})
         if ask == wire.PROXY:
-            grant = self._grants.read(str(request["grant"]), now)
-            if request.get("end") or (grant is not None and grant.link):
-                self._grants.end(str(request["grant"]), now)
+            grant = self._grants.read(str(request["grant"]), now, bool(request.get("end")))
             if request.get("end"):
                 return
         elif ask != wire.CHECK:
             raise ValueError
+        elif request["method"] == wire.SSH_KEY:
+            request["fresh"] = self._grants.fresh(request["secret"]["nonce"], now)
         elif request["method"] == wire.LOCAL:
             # Accepted here and nowhere else, so that the daemon cannot stage who connected.
             with contextlib.suppress(OSError):
@@ -134,9 +137,7 @@ class Gate:
 
     # -- in the child -----------------------------------------------------------------------------------------------
 
-    def _answer(
-        self, ask: str, grant: Grant | None, request: Message, local: socket.socket | None
-    ) -> tuple[Message, socket.socket | None]:
+    def _answer(self, ask: str, grant: Grant | None, request: Message, local: socket.socket | None) -> Answer:
         try:
             return self._proxy(grant, request) if ask == wire.PROXY else self._check(request, local)
         except Exception as error:
@@ -144,19 +145,21 @@ class Gate:
             log(f"gate: {type(error).__name__} in {ask}")
             return {"reason": wire.FAILED, "problem": "the gate's log tells more"}, None
 
-    def _check(self, request: Message, local: socket.socket | None) -> tuple[Message, socket.socket | None]:
+    def _check(self, request: Message, local: socket.socket | None) -> Answer:
         started, method = time.monotonic(), request["method"]
         said: Message = {"reason": wire.BAD}
         if method == wire.PASSWORD:
-            user, password, rhost = (_text(request[name]) for name in ("user", "secret", "rhost"))
+            user, password, rhost = (str(request[name]) for name in ("user", "secret", "rhost"))
             said = credentials.check(user, password, rhost, self._order["closed"])
-            if said.get("reason") == wire.REFUSED:
-                time.sleep(max(0.0, started + FLOOR - time.monotonic()))
+        elif method == wire.SSH_KEY:
+            said = credentials.check_key(request, self._order)
         elif method == wire.TICKET:
-            said = self._check_ticket(_text(request["secret"]))
+            said = self._check_ticket(str(request["secret"]))
         elif local is not None:
             peer = struct.unpack("3i", local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             said = credentials.check_known(person.find(peer[1]), self._order["closed"])
+        if said.get("reason") == wire.REFUSED and method in (wire.PASSWORD, wire.SSH_KEY):
+            time.sleep(max(0.0, started + FLOOR - time.monotonic()))
         if "account" in said:
             link = method == wire.TICKET
             said["grant"] = self._grants.make(said["account"], said.pop("uid"), link, time.monotonic())
@@ -172,7 +175,7 @@ class Gate:
             return {"reason": wire.BAD_TICKET}
         return {**credentials.check_known(who, self._order["closed"]), "engine": engine}
 
-    def _proxy(self, grant: Grant | None, request: Message) -> tuple[Message, socket.socket | None]:
+    def _proxy(self, grant: Grant | None, request: Message) -> Answer:
         if grant is None:
             return {"reason": wire.BAD}, None
         who = person.find(grant.user)
@@ -183,38 +186,12 @@ class Gate:
             # One at a time for each person, or two would start two.
             with open(Path(self._order["secret"]).with_name(f"{who.pw_uid}.lock"), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                found = self._connect(who) or self._start(who)
+                if (found := person.connect(who, self._order["lang"])) is None:
+                    problem = person.begin("sksd.gate.session", {**self._order, "user": who.pw_name})
+                    found = None if problem else person.connect(who, self._order["lang"])
+            if found is None:
+                raise OSError(0, problem or "it cannot be found after its start")
             found.sendall(PREAMBLE_GATE + f"{key} {'link' if grant.link else 'any'} {who.pw_name}\n".encode())
         except OSError as failed:
             return {"reason": wire.FAILED, "problem": failed.strerror or str(failed)}, None
         return {}, found
-
-    def _connect(self, who: person.Person) -> socket.socket | None:
-        with person.acting_as(who):
-            return person.connect(who, person.environment(who, self._order["lang"], {}))
-
-    def _start(self, who: person.Person) -> socket.socket:
-        order = {"user": who.pw_name, "lang": self._order["lang"], "limits": self._order["limits"]}
-        session = subprocess.Popen(
-            [sys.executable, "-I", "-m", "sksd.gate.session", json.dumps(order)],
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": self._order["lang"]},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        line = session.stdout.readline(4096) if session.stdout else b""
-        try:
-            problem = str(json.loads(line).get("error", ""))
-        except (ValueError, AttributeError):
-            problem = "it ended at once: its log there, ~/.local/state/sksd/proxy.log, tells more"
-        found = None if problem else self._connect(who)
-        if found is None:
-            raise OSError(0, problem or "it cannot be found after its start")
-        return found
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not a text")
-    return value

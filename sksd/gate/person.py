@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import pwd
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from sksd import paths
 
@@ -19,6 +22,7 @@ _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _OURS: Final = ("XDG_RUNTIME_DIR", "XDG_STATE_HOME")
 #: Seconds a proxy has to take a connection.
 _CONNECT: Final = 5.0
+_NONE_RUNS: Final = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError, PermissionError)
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
@@ -60,18 +64,33 @@ def acting_as(who: Person) -> Iterator[None]:
         os.setgroups([])
 
 
-def connect(who: Person, environ: dict[str, str]) -> socket.socket | None:
+def connect(who: Person, lang: str) -> socket.socket | None:
     """A connection to the person's proxy; None when none runs. Raises OSError when one does not answer."""
-    os.environ.update(environ)
+    os.environ.update(environment(who, lang, {}))
     found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     found.settimeout(_CONNECT)
-    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError, NotADirectoryError, PermissionError):
+    with acting_as(who), contextlib.suppress(*_NONE_RUNS):
         found.connect(str(paths.proxy_socket()))
         # In /tmp anybody could have put a socket there.
         if struct.unpack("3i", found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] == who.pw_uid:
             return found
     found.close()
     return None
+
+
+def begin(module: str, order: dict[str, Any], who: Person | None = None) -> str:
+    """Start `python -m module ORDER`, as root or as `who`. It says on its stdout how that went, {"ready": true} or
+    {"error": sentence}; answers what went wrong, in words, empty where nothing did."""
+    groups = os.getgrouplist(who.pw_name, who.pw_gid) if who else None
+    begun = subprocess.Popen(
+        [sys.executable, "-I", "-m", module, json.dumps(order)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": order["lang"]},
+        start_new_session=True, user=who and who.pw_uid, group=who and who.pw_gid, extra_groups=groups,
+    )  # fmt: skip
+    try:
+        return str(json.loads(begun.stdout.readline(4096) if begun.stdout else b"").get("error", ""))
+    except (ValueError, AttributeError):
+        return "it ended at once: its log there, ~/.local/state/sksd/proxy.log, tells more"
 
 
 def become(who: Person) -> None:

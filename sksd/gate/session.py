@@ -73,8 +73,7 @@ def _proxy(who: person.Person, order: dict[str, Any], granted: dict[str, str]) -
     environ = person.environment(who, order["lang"], granted)
     os.environ.clear()
     os.environ.update(environ)
-    _, log = paths.open_log("proxy")
-    os.dup2(log, 2)
+    os.dup2(paths.open_log("proxy")[1], 2)
     try:
         os.chdir(who.pw_dir)
     except OSError as failed:

@@ -177,6 +177,8 @@ class HandOver(Protocol):
         try:
             factory = Factory.forProtocol(Protocol)
             factory.noisy = False
+            # Where none runs, one is started, not one for each who comes.
+            await self._keeper.reach()
             to: Any = await (await self._keeper.endpoint()).connect(factory)
         except SksdError as error:
             log.error("a link could not be handed over: {why}", why=str(error))

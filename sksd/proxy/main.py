@@ -13,6 +13,7 @@ from sksd import reactor as choose_reactor
 choose_reactor.install()
 
 from twisted.internet import defer  # noqa: E402
+from twisted.internet.protocol import Protocol  # noqa: E402
 from twisted.logger import Logger  # noqa: E402
 
 from sksd import paths  # noqa: E402
@@ -25,13 +26,21 @@ from sksd.proxy.keeper import HandOver, Keeper  # noqa: E402
 from sksd.proxy.root import Listeners, ProxyRoot  # noqa: E402
 from sksd.proxy.spin_up import SpinningUp  # noqa: E402
 from sksd.proxy.workers import Workers  # noqa: E402
-from sksd.wire.broker import BrokerFactory, LimitedBroker  # noqa: E402
+from sksd.wire.broker import BrokerFactory  # noqa: E402
 from sksd.wire.messages import Settings  # noqa: E402
 from sksd.wire.names import PREAMBLE_GATE, PREAMBLE_LINK, PREAMBLE_PB  # noqa: E402
 from sksd.wire.resident import Build, Entrance, Resident, run  # noqa: E402
 from sksd.wire.tickets import Tickets  # noqa: E402
 
 log = Logger()
+
+
+class HangUp(Protocol):
+    """For who may not speak here."""
+
+    def connectionMade(self) -> None:
+        """Not a word."""
+        self.transport.abortConnection()  # type: ignore[union-attr]
 
 
 class Proxy:
@@ -59,19 +68,19 @@ class Proxy:
         except SksdError as error:
             log.error("{why}", why=str(error))
 
-    def _broker(self, entrance: Entrance) -> LimitedBroker:
+    def _broker(self, entrance: Entrance) -> Protocol:
         """For a daemon's connection. Whoever can open the socket is this user, or root: no login.
 
         A gate's line may have come before, with the key that tickets are made with (docs/protocol.md); where it says
-        that a link must follow, nothing is here.
+        that a link must follow, nobody is here.
         """
-        broker = self.brokers.build(False, trusted=True)
         ticket: Callable[[str], str] = lambda _: ""  # noqa: E731
         if entrance.prologue:
             key, only, user = entrance.prologue.split(" ", 2)
             ticket = partial(Tickets(key).issue, user)
             if only == "link":
-                return broker
+                return HangUp()
+        broker = self.brokers.build(False, trusted=True)
         root = ProxyRoot(
             self.keeper,
             self.catalogue,

@@ -96,7 +96,10 @@ class Avatar(Changing):
     async def change(self, call: str, wish: Any, observer: pb.RemoteReference | None) -> Changed:
         """Any of the calls that change an environment; it goes on when the client has gone."""
         relayed = Observer(observer) if observer is not None else None
-        return await self._proxy.call(call, wish, Changed, relayed, timeout=CHANGE_LIMIT)
+        changed = await self._proxy.call(call, wish, Changed, relayed, timeout=CHANGE_LIMIT)
+        if changed.changed:
+            self._record("environment-changed", environment=changed.prefix, change=call)
+        return changed
 
     async def remote_cancel(self, request: dict[str, Any]) -> messages.Nothing:
         """Undo and end a change of this person's."""
@@ -117,6 +120,8 @@ class Avatar(Changing):
                 outcome=names.REFUSED, code=error.code, message=str(error), fields=error.fields
             )
         if outcome.engine is not None:
+            if outcome.outcome == names.CREATED:
+                self._record("environment-changed", environment=outcome.engine.prefix, change="create_environment")
             self._record("engine-started", engine=outcome.engine.id, environment=outcome.engine.prefix)
         if outcome.ticket is not None and not outcome.ticket.ticket:
             outcome.ticket.ticket = self._ticket(self.user, outcome.ticket.engine)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import os
 import pwd
+import secrets
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from twisted.internet import endpoints
 from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
@@ -64,14 +65,17 @@ class UserGate:
         keys = self._ssh_keys and authorized_keys.place(paths.home()).exists()
         return [METHOD_PASSWORD, METHOD_SSH_KEY] if keys else [METHOD_PASSWORD]
 
+    async def nonce(self) -> str:
+        """Random."""
+        return base64.b64encode(secrets.token_bytes(32)).decode("ascii")
+
     async def check(self, method: str, user: str, password: str, peer: IAddress | None) -> str:
         """The account of this daemon, for its token or an SSH key; an empty user means that account."""
         if method not in (methods := self.methods()):
             raise LoginMethod(method=method[:40], methods=", ".join(methods))
         # Both are compared, always, so that the time tells nothing.
         if method == METHOD_SSH_KEY:
-            attempt = msgspec.json.decode(password, type=sshkey.Attempt)
-            right = authorized_keys.admits(paths.home(), user, attempt)
+            right = authorized_keys.admits(paths.home(), user, sshkey.read_attempt(password))
         else:
             right = token.matches(password, self._token)
         known = hmac.compare_digest(user.encode(), self.own_user.encode()) or not user

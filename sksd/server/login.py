@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
@@ -90,7 +90,7 @@ class LoginRoot(Remote):
         broker: LimitedBroker,
         clock: Any,
         portal: portal.Portal,
-        welcome: Callable[[int], messages.Welcome],
+        welcome: Callable[[int], Awaitable[messages.Welcome]],
         visit: Visit,
         throttle: Throttle,
         audit: Audit,
@@ -104,6 +104,7 @@ class LoginRoot(Remote):
         self._throttle = throttle
         self._audit = audit
         self._guessable = guessable
+        # Nobody knows it who has not said hello.
         self._nonce = base64.b64encode(secrets.token_bytes(32)).decode("ascii")
         self._failures = 0
         self._trying = False
@@ -115,8 +116,8 @@ class LoginRoot(Remote):
         common = set(hello.protocols) & set(PROTOCOLS)
         if not common:
             raise _mismatch(hello.protocols)
-        welcome = self._welcome(max(common))
-        welcome.nonce = self._nonce
+        welcome = await self._welcome(max(common))
+        self._nonce = welcome.nonce
         return welcome
 
     async def remote_login(

@@ -184,7 +184,7 @@ class Daemon(service.Service):
         except OSError as error:
             log.error("clients on this machine cannot be told: {why}", why=error.strerror or str(error))
 
-    def _welcome(self, protocol: int) -> messages.Welcome:
+    async def _welcome(self, protocol: int) -> messages.Welcome:
         return messages.Welcome(
             protocol=protocol,
             version=__version__,
@@ -192,6 +192,7 @@ class Daemon(service.Service):
             hostname=socket.gethostname(),
             methods=self._gate.methods(),
             features=list(FEATURES),
+            nonce=await self._gate.nonce(),
         )
 
     def _avatar(self, user: str, mind: Mind) -> Avatar:

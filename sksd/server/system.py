@@ -35,11 +35,14 @@ from sksd.interfaces import IGate
 from sksd.server import privileges, token
 from sksd.server.configuration import Configuration
 from sksd.wire import gate as wire
+from sksd.wire import sshkey
 
 log = Logger()
 
 #: Seconds the gate has for an answer; it ends what takes longer itself.
 LIMIT: Final = 40.0
+#: SSH keys that are checked at once: each has a process for a while, and who offers keys is not slowed down.
+KEYS_AT_ONCE: Final = 8
 
 Answer = tuple[dict[str, Any], int | None]
 
@@ -138,15 +141,22 @@ class _GateProcess(protocol.ProcessProtocol):
 @implementer(IGate)
 class SystemGate:
     """`account`: whom the daemon goes on as; `order`: the gate's (sksd.gate.gate.Gate); `local`: the UNIX socket for
-    this machine."""
+    this machine; `ssh_keys`: the keys of people's ~/.ssh/authorized_keys open their accounts, too."""
 
     own_user = None
     #: Passwords are.
     guessable = True
 
     def __init__(
-        self, reactor: Any, account: pwd.struct_passwd, order: dict[str, Any], local: socket.socket
+        self,
+        reactor: Any,
+        account: pwd.struct_passwd,
+        order: dict[str, Any],
+        local: socket.socket,
+        ssh_keys: bool = True,
     ) -> None:
+        self._ssh_keys = ssh_keys
+        self._keys_at_once = defer.DeferredSemaphore(KEYS_AT_ONCE)
         self._reactor = reactor
         self._account = account
         self._order = order
@@ -176,11 +186,15 @@ class SystemGate:
         self._waiting = _Readable(self._reactor, self._local, self._accept)
 
     def methods(self) -> list[str]:
-        """The account's own password. On this machine nothing is needed, which no list has to tell."""
-        return [wire.PASSWORD]
+        """The account's own password and SSH keys. On this machine nothing is needed, which no list has to tell."""
+        return [wire.PASSWORD, wire.SSH_KEY] if self._ssh_keys else [wire.PASSWORD]
+
+    async def nonce(self) -> str:
+        """The gate's own, so that no daemon can use a signature twice."""
+        return str((await self._ask(wire.NONCE))[0]["nonce"]) if self._ssh_keys else ""
 
     async def check(self, method: str, user: str, password: str, peer: IAddress | None) -> str:
-        """By password, through PAM; `local` for a peer on this machine."""
+        """By password, through PAM; by SSH key; `local` for a peer on this machine."""
         if method == wire.LOCAL and isinstance(peer, LocalPeer):
             said, peer.said = peer.said, None
             if said is None:
@@ -188,11 +202,23 @@ class SystemGate:
         elif method == wire.PASSWORD:
             rhost = "localhost" if isinstance(peer, LocalPeer) else str(getattr(peer, "host", ""))
             said, _ = await self._ask(wire.CHECK, method=method, user=user, secret=password, rhost=rhost)
+        elif method in self.methods():
+            said, _ = await self._check_key(user, password)
         else:
-            raise LoginMethod(method=method[:40], methods=wire.PASSWORD)
+            raise LoginMethod(method=method[:40], methods=", ".join(self.methods()))
         account, grant = _entered(said, user)
         self._grants.setdefault(account, []).append(grant)
         return account
+
+    async def _check_key(self, user: str, attempt: str) -> Answer:
+        # What cannot be right costs the machine no process; the gate looks for itself.
+        if not sshkey.proven(user, sshkey.read_attempt(attempt)):
+            raise LoginRefused()
+        await self._keys_at_once.acquire()
+        try:
+            return await self._ask(wire.CHECK, method=wire.SSH_KEY, user=user, secret=json.loads(attempt))
+        finally:
+            self._keys_at_once.release()
 
     def leave(self, user: str) -> None:
         """Gives one of the user's grants back: they are alike."""
@@ -225,7 +251,7 @@ class SystemGate:
 
     # -- the channel ------------------------------------------------------------------------------------------------
 
-    async def _ask(self, ask: str, **request: str) -> Answer:
+    async def _ask(self, ask: str, **request: Any) -> Answer:
         if self._channel is None:
             raise GateGone(problem="its gate does not run")
         self._number += 1
@@ -351,4 +377,4 @@ def prepare(reactor: Any, configuration: Configuration, account: pwd.struct_pass
         "lang": os.environ.get("LANG", "C.UTF-8"),
         "limits": {name: value for name, value in limits.items() if value},
     }
-    return SystemGate(reactor, account, order, local)
+    return SystemGate(reactor, account, order, local, configuration.ssh_keys)

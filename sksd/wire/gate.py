@@ -17,12 +17,14 @@ LARGEST: Final = 65536
 LONGEST_SECRET: Final = 4096
 LONGEST_NAME: Final = 255
 
-#: The two kinds of requests (`ask`).
+#: The three kinds of requests (`ask`).
+NONCE: Final = "nonce"
 CHECK: Final = "check"
 PROXY: Final = "proxy"
 
 #: Methods of CHECK.
 PASSWORD: Final = "password"
+SSH_KEY: Final = "ssh-key"
 LOCAL: Final = "local"
 TICKET: Final = "ticket"
 

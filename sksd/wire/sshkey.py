@@ -55,6 +55,11 @@ class Attempt(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     keys: Annotated[list[KeyProof], Meta(max_length=6)]
 
 
+def read_attempt(said: str) -> Attempt:
+    """An attempt of JSON. Raises msgspec's errors for what is none; only the daemon makes these."""
+    return msgspec.json.decode(said, type=Attempt)
+
+
 def _string(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 

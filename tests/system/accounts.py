@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from twisted.internet import defer, reactor, threads
@@ -29,6 +30,7 @@ from twisted.trial import unittest
 from sksd.client import session
 from sksd.wire import messages
 from sksd.wire.local import Note
+from sksd.wire.sshkey import PrivateKey
 from tests import channel
 from tests.system.daemon import LIMIT, ROOT, Local, Process, until
 
@@ -141,6 +143,11 @@ class Host:
             run("chpasswd", input=f"{full}:{password}")
         return full
 
+    def forget(self) -> None:
+        """What sksd has kept of people's engines is gone."""
+        for home in self.top.iterdir():
+            shutil.rmtree(home / ".local" / "state" / "sksd", ignore_errors=True)
+
     def close(self) -> None:
         """Nothing is left."""
         for name in self._names:
@@ -171,6 +178,7 @@ class HostCase(unittest.TestCase):
     timeout = 120
     skip = ROOT_ONLY
     settings = ""
+
     @property
     def host(self) -> Host:
         """The one of this process: accounts and interpreter are the same for all its tests."""
@@ -198,15 +206,29 @@ class HostCase(unittest.TestCase):
         start = f"[sksd]\nmode = system\nrun_as = {self.host.daemon_account}\nannounce = no\nlisten = 127.0.0.1\n"
         (self.top / "sksd.conf").write_text(start + text)
 
-    def run_process(self, *arguments: str | Path, **environ: str) -> Process:
-        """Start a program as root."""
+    def run_process(self, *arguments: str | Path, user: str = "root", **environ: str) -> Process:
+        """Start a program."""
         process = Process()
         words = [str(each) for each in arguments]
+        who = pwd.getpwnam(user)
+        rights = {"uid": who.pw_uid, "gid": who.pw_gid} if who.pw_uid else {}
         reactor.spawnProcess(  # type: ignore[attr-defined]
-            process, words[0], words, env={**self.environ, **environ}, path="/"
+            process, words[0], words, env={**self.environ, "HOME": who.pw_dir, **environ}, path="/", **rights
         )
         self._children.append(process)
         return process
+
+    def authorize(self, user: str, key: PrivateKey) -> Path:
+        """Let the key open the account; answers the file that says so."""
+        who = pwd.getpwnam(user)
+        file = Path(who.pw_dir, ".ssh", "authorized_keys")
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        file.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
+        file.chmod(0o600)
+        for each in (file.parent, file):
+            os.chown(each, who.pw_uid, who.pw_gid)
+        self.addCleanup(shutil.rmtree, file.parent, True)
+        return file
 
     @defer.inlineCallbacks
     def _end_children(self) -> Any:
@@ -273,7 +295,10 @@ class HostCase(unittest.TestCase):
         for process in self.named("spyder_kernels"):
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        yield defer.ensureDeferred(until(lambda: not self.named("."), "everything ends"))
+        try:
+            yield defer.ensureDeferred(until(lambda: not self.named("."), "everything ends"))
+        finally:
+            self.host.forget()
 
 
 assert sys.platform == "linux"

@@ -7,6 +7,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import signal
 import statistics
 import subprocess
@@ -14,10 +15,13 @@ import time
 from pathlib import Path
 
 import psutil
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from twisted.internet import defer, protocol, reactor
+from twisted.python import failure
 from twisted.trial import unittest
 
-from sksd.client import session
+from sksd.client import session, sshkeys
 from sksd.errors import (
     AccountRefused,
     BadRequest,
@@ -28,9 +32,10 @@ from sksd.errors import (
     NoSuchEngine,
     ProxyFailed,
     SksdError,
+    SshKeyRefused,
 )
 from sksd.link import frames
-from sksd.link.hello import hello_frame, new_hello, read_goodbye
+from sksd.link.hello import goodbye_frame, hello_frame, new_hello, read_goodbye
 from tests.system.accounts import HostCase, as_user, run
 from tests.system.daemon import LIMIT, ROOT, Local, until
 
@@ -47,6 +52,7 @@ class Linking(protocol.Protocol):
 
     def __init__(self, ticket: str) -> None:
         self.answer: defer.Deferred[tuple[int, bytes]] = defer.Deferred()
+        self.over: defer.Deferred[None] = defer.Deferred()
         self._ticket = ticket
         self._said = b""
 
@@ -63,6 +69,10 @@ class Linking(protocol.Protocol):
             if len(self._said) >= end:
                 self.answer.callback((self._said[0], self._said[frames.HEADER.size : end]))
 
+    def connectionLost(self, reason: failure.Failure = protocol.connectionDone) -> None:
+        """The host has read GOODBYE, or has said it."""
+        self.over.callback(None)
+
 
 class AccountCase(HostCase):
     """What the tests share."""
@@ -71,7 +81,9 @@ class AccountCase(HostCase):
         """Open a link by nothing but a ticket; None when it is welcome."""
         link = await session.open_link(reactor, Local(self.note()), lambda: Linking(ticket))
         kind, body = await link.answer.addTimeout(LIMIT, reactor)
-        link.transport.abortConnection()  # type: ignore[union-attr]
+        # One that was only cut would be waited for.
+        link.transport.write(goodbye_frame(None))  # type: ignore[union-attr]
+        await link.over.addTimeout(LIMIT, reactor)
         return None if kind == frames.WELCOME else read_goodbye(body)
 
     async def refused(self, error: type[SksdError], user: str, password: str | None = None) -> SksdError:
@@ -90,6 +102,12 @@ class AccountCase(HostCase):
         """The part that reads the network."""
         return self.note().pid
 
+    def above(self, pid: int | None) -> tuple[psutil.Process, psutil.Process, psutil.Process]:
+        """An engine's keeper, proxy and session."""
+        keeper, proxy, holder = psutil.Process(pid).parents()[:3]
+        words = [each.cmdline()[-1 if each.uids().real else -2] for each in (keeper, proxy, holder)]
+        self.assertEqual(words, ["sksd.keeper", "sksd.proxy", "sksd.gate.session"])
+        return keeper, proxy, holder
 
     def nothing_of_roots_has_a_network_socket(self) -> None:
         """`ps` and `ss` in one."""
@@ -157,11 +175,14 @@ class People(AccountCase):
         process = psutil.Process(pid)
         uid = pwd.getpwnam(other).pw_uid
         runtime = Path(process.cmdline()[-1]).parent
-        proxy = process.parent()
-        self.assertTrue(list(runtime.glob("k-*")) and proxy is not None)
+        keeper, proxy, _ = self.above(pid)
+        self.assertTrue(list(runtime.glob("k-*")))
         denied = (
             ["kill", "-0", str(pid)],
-            ["kill", "-INT", str(proxy.pid if proxy else 0)],
+            ["kill", "-INT", str(proxy.pid)],
+            ["kill", "-INT", str(keeper.pid)],
+            ["cat", f"/proc/{keeper.pid}/environ"],
+            ["ls", f"/proc/{keeper.pid}/fd"],
             ["cat", f"/proc/{pid}/environ"],
             ["head", "-c1", f"/proc/{pid}/mem"],
             ["ls", f"/proc/{pid}/fd"],
@@ -174,14 +195,27 @@ class People(AccountCase):
             ["touch", str(self.top / "run" / "x")],
             *(
                 [self.host.python, "-c", f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})"]
-                for path in (*runtime.glob("k-*"), runtime.parent.parent / "proxy.sock")
+                for path in (
+                    *runtime.glob("k-*"), runtime.parent.parent / "proxy.sock", runtime.parent.parent / "keeper.sock"
+                )
             ),
-        )
+        )  # fmt: skip
         for command in denied:
             done = as_user(one, *command)
             self.assertNotEqual(done.returncode, 0, command)
             self.assertRegex(done.stderr, "[Pp]ermi(ssion denied|tted)", command)
         self.assertEqual(process.uids().real, uid)
+        # Where the home is open, what sksd keeps in it is not.
+        home = Path(pwd.getpwnam(other).pw_dir)
+        home.chmod(0o755)
+        self.addCleanup(home.chmod, 0o700)
+        kept = [each for each in (home / ".local" / "state" / "sksd").rglob("*") if each.is_file()]
+        self.assertLessEqual({"proxy.log", "keeper.log"}, {each.name for each in kept})
+        self.assertTrue([each for each in kept if ".journal" in str(each)])
+        reading = "import sys\nfor path in sys.argv[1:]:\n try: open(path)\n except PermissionError: print(path)"
+        for tried, refused in ((one, True), (other, False)):
+            done = as_user(tried, self.host.python, "-c", reading, *kept)
+            self.assertEqual(done.stdout.splitlines(), [str(each) for each in kept if refused])
 
     async def keeps_out_over_the_wire(self, bob: session.Session, engine: str, tickets: dict[str, str]) -> None:
         """Neither by an engine's id, nor by a ticket made out of one's own."""
@@ -251,13 +285,14 @@ class Sessions(AccountCase):
         opened = f"open_session {ada} sksd\n"
         self.assertEqual(told.read_text(), opened)
         # It outlasts login and proxy, and ends with the last of the person's processes.
-        proxy = psutil.Process(engine.pid).parent()
+        keeper, proxy, holder = self.above(engine.pid)
         await here.close()
         await self.stop(daemon)
-        assert proxy is not None
-        proxy.kill()
-        await until(lambda: not proxy.is_running(), "the proxy ends")
-        self.assertEqual(told.read_text(), opened)
+        for each in (proxy, keeper):
+            each.kill()
+            await until(lambda each=each: not each.is_running(), "it ends")
+            self.assertEqual(told.read_text(), opened)
+        self.assertEqual(psutil.Process(engine.pid).parent(), holder)
         psutil.Process(engine.pid).kill()
         await until(lambda: told.read_text() == opened + f"close_session {ada} sksd\n", "the session is closed")
 
@@ -291,6 +326,46 @@ class Entering(AccountCase):
         self.assertEqual((await self.log_in(ada)).user, ada)
         self.assertNotIn(b"Traceback", daemon.output)
         self.assertNotIn(self.host.password.encode(), daemon.output)
+
+    async def test_ssh_key(self) -> None:
+        daemon = await self.start()
+        ada, key = self.host.ada, Ed25519PrivateKey.generate()
+        file = self.authorize(ada, key)
+        path = self.top / "key"
+        path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+        signers: list[sshkeys.Signer] = [sshkeys.of_file(path, lambda: "")]
+        here = await (await self.connect()).login_by_key(ada, signers)
+        self.assertEqual(here.user, ada)
+        self.is_hers((await self.spin_up(here)).pid)
+        # Another daemon, another gate: the key opens that, too.
+        daemon.kill(signal.SIGKILL)
+        await daemon.over
+        daemon = await self.start()
+        here.route = Local(self.note())
+        self.assertEqual(len(await here.engines()), 1)
+        for user in (self.host.bob, "root", self.host.daemon_account, "nobody-there", ""):
+            with self.assertRaises(SshKeyRefused):
+                await (await self.connect()).login_by_key(user, signers)
+        file.write_text("")
+        with self.assertRaises(SshKeyRefused):
+            await (await self.connect()).login_by_key(ada, signers)
+        audit = (self.top / "state" / "daemon" / "audit.log").read_text()
+        entries = [json.loads(line) for line in audit.splitlines()]
+        self.assertEqual({each["method"] for each in entries if each["event"] == "login"}, {"ssh-key"})
+        # People's agents offer keys of other hosts.
+        self.assertNotIn(b"failed login", daemon.output)
+        self.assertNotIn(b"Traceback", daemon.output)
+
+    def is_hers(self, pid: int | None) -> None:
+        self.assertEqual(psutil.Process(pid).uids().real, pwd.getpwnam(self.host.ada).pw_uid)
+
+    async def test_ssh_keys_switched_off(self) -> None:
+        self.configure("ssh_keys = no\n")
+        await self.start()
+        connection = await self.connect()
+        self.assertEqual(connection.welcome.methods, ["password"])
+        with self.assertRaises(LoginMethod):
+            await connection.login(self.host.ada, "", "ssh-key")
 
     async def test_unknown_and_wrong_are_alike(self) -> None:
         await self.start()
@@ -373,6 +448,28 @@ class Surviving(AccountCase):
         here = await self.log_in(self.host.ada)
         self.assertEqual([each.pid for each in await here.engines()], [engine.pid])
 
+    async def test_daemon_and_gate_are_killed_while_an_engine_speaks(self) -> None:
+        daemon = await self.start()
+        count = "import time\nfor number in range(400):\n    print(f'<{number}>', flush=True)\n    time.sleep(0.02)"
+        running = self.run_process(
+            self.host.python, "-m", "sksd", "run", "local", str(self.host.python.parent.parent), "-c", count,
+            user=self.host.ada,
+        )  # fmt: skip
+        await running.says(b"<20>")
+        kernel = self.named("spyder_kernels")[0]
+        keeper, proxy, holder = self.above(kernel.pid)
+        for _ in range(2):
+            gate = self.gate()
+            daemon.kill(signal.SIGKILL)
+            await until(lambda gate=gate: not gate.is_running(), "the gate ends with the daemon")
+            daemon = await self.start()
+        self.assertEqual(await running.ended.addTimeout(LIMIT, reactor), 0, running.output)
+        self.assertEqual(re.findall(rb"<(\d+)>", running.output), [b"%d" % each for each in range(400)])
+        self.assertTrue(keeper.is_running())
+        await self.stop(daemon)
+        await until(lambda: not holder.is_running(), "the session of the last process ends")
+        self.assertFalse(keeper.is_running() or proxy.is_running())
+
     async def test_twistd_in_the_background(self) -> None:
         pid, log = self.top / "pid", self.top / "log"
         twistd = (self.host.python, "-P", "-c", "from twisted.scripts.twistd import run; run()")
@@ -398,17 +495,30 @@ class Surviving(AccountCase):
         self.assertTrue(psutil.pid_exists(engine.pid or 0))
 
     async def test_proxy_is_killed(self) -> None:
-        await self.start()
+        daemon = await self.start()
         here = await self.log_in(self.host.ada)
         engine = await self.spin_up(here)
-        process = psutil.Process(engine.pid)
-        session_process = process.parents()[1]
-        process.parent().kill()  # type: ignore[union-attr]
-        await until(lambda: process.ppid() == session_process.pid, "the session takes the engine over")
+        keeper, proxy, holder = self.above(engine.pid)
+        proxy.kill()
+        await until(lambda: keeper.ppid() == holder.pid, "the session takes the keeper over")
         self.assertEqual([each.pid for each in await here.engines()], [engine.pid])
         reference = await here.engine(engine.id)
         await reference.shutdown(0.0)
-        await until(lambda: not session_process.is_running(), "the session of the last process ends")
+        await self.stop(daemon)
+        await until(lambda: not holder.is_running(), "the session of the last process ends")
+
+    async def test_keeper_is_killed(self) -> None:
+        daemon = await self.start()
+        here = await self.log_in(self.host.ada)
+        engine = await self.spin_up(here)
+        keeper, proxy, holder = self.above(engine.pid)
+        keeper.kill()
+        await until(lambda: psutil.Process(engine.pid).ppid() == holder.pid, "the session takes the engine over")
+        self.assertEqual([each.pid for each in await here.engines()], [engine.pid])
+        self.assertEqual([each.ppid() for each in self.named("sksd.keeper")], [proxy.pid])
+        await (await here.engine(engine.id)).shutdown(0.0)
+        await self.stop(daemon)
+        await until(lambda: not holder.is_running(), "the session of the last process ends")
 
 
 class Refusing(AccountCase):

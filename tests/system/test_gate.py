@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import base64
 import json
 import pwd
 import socket
@@ -10,10 +11,13 @@ import struct
 import time
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from twisted.internet import defer, reactor
 
 from sksd.server import token
 from sksd.wire import gate as wire
+from sksd.wire import sshkey
 from sksd.wire.names import PREAMBLE_LINK, PREAMBLE_PB
 from sksd.wire.tickets import Tickets, account_key
 from tests.system.accounts import HostCase, as_user
@@ -119,6 +123,57 @@ class TakenOver(HostCase):
             self.assertEqual(sorted(set(said) & {"account", "grant", "engine"}), [], request)
         self.assertEqual(self.of(bob), [])
 
+    def attempt(self, key: Any, user: str, nonce: str | None = None, **wrong: Any) -> dict[str, Any]:
+        """One that is right, but for what is `wrong` with it."""
+        said = nonce or self.ask("nonce")["nonce"]
+        blob = base64.b64decode(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])
+        signed = sshkey.message(user, b"channel", base64.b64decode(said))
+        proof = sshkey.proof(blob, sshkey.sign(key, signed))
+        return {
+            "channel": base64.b64encode(b"channel").decode(), "nonce": said, "address": "192.0.2.1",
+            "keys": [{"key": proof.key, "signature": proof.signature}], **wrong,
+        }  # fmt: skip
+
+    def by_key(self, user: str, attempt: Any) -> Any:
+        """Whom it lets in."""
+        said = self.ask("check", method="ssh-key", user=user, secret=attempt)
+        self.assertEqual(said.get("reason"), None if "account" in said else "refused")
+        return said.get("account")
+
+    def test_ssh_key_is_good_once(self) -> None:
+        ada, bob, key = self.host.ada, self.host.bob, Ed25519PrivateKey.generate()
+        file = self.authorize(ada, key)
+        attempt = self.attempt(key, ada)
+        # What a daemon has seen of a login is good for no other.
+        self.assertEqual([self.by_key(ada, attempt) for _ in range(2)], [ada, None])
+        own = base64.b64encode(b"n" * 32).decode()
+        for user, wrong in (
+            (ada, self.attempt(key, ada, own)),
+            (ada, self.attempt(key, ada, base64.b64encode(self.log_in(ada).encode()).decode())),
+            (ada, self.attempt(key, bob)),
+            (bob, self.attempt(key, bob)),
+            ("nobody-there", self.attempt(key, "nobody-there")),
+            ("root", self.attempt(key, "root")),
+            (ada, self.attempt(key, ada, channel="")),
+            (ada, self.attempt(key, ada, more=1)),
+            (ada, self.attempt(key, ada, keys=[{"key": "", "signature": ""}] * 7)),
+            (ada, self.attempt(key, ada, keys=[])),
+            (ada, self.attempt(Ed25519PrivateKey.generate(), ada)),
+        ):
+            self.assertIsNone(self.by_key(user, wrong), wrong)
+        file.chmod(0o660)
+        self.assertIsNone(self.by_key(ada, self.attempt(key, ada)))
+        # It is read as ada, who cannot read root's.
+        kept = self.top / "keys"
+        kept.write_bytes(file.read_bytes())
+        kept.chmod(0o600)
+        file.unlink()
+        file.symlink_to(kept)
+        self.assertIsNone(self.by_key(ada, self.attempt(key, ada)))
+        kept.chmod(0o644)
+        self.assertEqual(self.by_key(ada, self.attempt(key, ada)), ada)
+        self.assertEqual(self.of(ada), [])
+
     def test_who_is_here_cannot_be_staged(self) -> None:
         # A socket of somebody else's, passed along: its credentials are bob's, but it did not come from him.
         listening = f"import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind({str(self.top / 'b' / 's')!r})"
@@ -158,13 +213,18 @@ class TakenOver(HostCase):
             said = self.ask("check", method="password", user=user, secret=secret, rhost="")
             self.assertEqual(said, {"reason": "refused"})
             self.assertLess(abs(time.monotonic() - begun - 1.5), 0.3)
+        key = Ed25519PrivateKey.generate()
+        for user in (self.host.ada, "nobody-there"):
+            attempt, begun = self.attempt(key, user), time.monotonic()
+            self.assertIsNone(self.by_key(user, attempt))
+            self.assertLess(abs(time.monotonic() - begun - 1.5), 0.3)
 
     @defer.inlineCallbacks
     def test_garbage(self) -> Any:
         for data in (
             b"x", b"[]", b"null", b'{"ask": []}', b'{"ask": "exec", "method": "local"}', b"[" * 30000,
             b"{" + b" " * 100_000, b'{"id": 1}', b'{"ask": "proxy"}', b'{"ask": "check"}',
-            b'{"ask": "proxy", "grant": {}}',
+            b'{"ask": "proxy", "grant": {}}', b'{"ask": "check", "method": "ssh-key", "secret": "x", "user": "x"}',
         ):  # fmt: skip
             self.daemon.send(data)
         self.assertEqual(wire.receive(self.daemon), ({"id": None, "reason": "bad"}, None))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -42,16 +44,31 @@ class GrantTests(SynchronousTestCase):
         for link, lifetime in ((False, LIFETIME), (True, LIFETIME_LINK)):
             word = self.grants.make("ada", 1000, link, 5.0)
             self.assertIsNotNone(self.grants.read(word, 4.9 + lifetime))
-            self.assertIsNone(self.grants.read(word, 5.0 + lifetime))
+            # A ticket's is good for one link.
+            self.assertEqual(self.grants.read(word, 4.9 + lifetime) is None, link)
+            self.assertIsNone(self.grants.read(self.grants.make("ada", 1000, link, 5.0), 5.0 + lifetime))
 
     def test_each_login_ends_by_itself(self) -> None:
         first, second = (self.grants.make("ada", 1000, False, 0.0) for _ in range(2))
-        self.grants.end(first, 1.0)
-        self.grants.end("nonsense", 1.0)
+        self.assertIsNotNone(self.grants.read(first, 1.0, end=True))
+        self.assertIsNone(self.grants.read("nonsense", 1.0, end=True))
         self.assertIsNone(self.grants.read(first, 1.0))
         self.assertIsNotNone(self.grants.read(second, 1.0))
 
     def test_ended_ones_are_forgotten_once_they_are_too_old(self) -> None:
         for now in range(1000):
-            self.grants.end(self.grants.make("ada", 1000, True, float(now)), float(now))
+            self.grants.read(self.grants.make("ada", 1000, True, float(now)), float(now))
         self.assertLessEqual(len(self.grants._ended), LIFETIME_LINK + 1)
+
+    def test_nonce_is_good_once(self) -> None:
+        nonce = self.grants.nonce(0.0)
+        self.assertEqual([self.grants.fresh(nonce, 1.0) for _ in range(2)], [True, False])
+        # Written in another way it is the same.
+        nonce = self.grants.nonce(0.0)
+        self.assertEqual([self.grants.fresh(each, 1.0) for each in (f"\n{nonce}", nonce)], [True, False])
+        self.assertFalse(self.grants.fresh(self.grants.nonce(0.0), LIFETIME_LINK))
+        self.assertFalse(Grants().fresh(self.grants.nonce(0.0), 1.0))
+        # A login's grant is none, and a nonce no login.
+        grant = self.grants.make("ada", 1000, False, 0.0)
+        self.assertFalse(self.grants.fresh(base64.b64encode(grant.encode()).decode(), 1.0))
+        self.assertEqual(self.grants.read(base64.b64decode(self.grants.nonce(0.0)).decode(), 1.0).user, "")

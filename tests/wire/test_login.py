@@ -46,6 +46,9 @@ class Gate:
     def methods(self) -> list[str]:
         return ["password"]
 
+    async def nonce(self) -> str:
+        return ""
+
     async def check(self, method: str, user: str, password: str, peer: Any) -> str:
         if method != "password":
             raise LoginMethod(method=method, methods="password")
@@ -106,7 +109,7 @@ class Login(unittest.TestCase):
     def logged_in(self) -> int:
         return len([entry for entry in self.entries if entry.event == "login"])
 
-    def welcome(self, protocol: int) -> messages.Welcome:
+    async def welcome(self, protocol: int) -> messages.Welcome:
         return messages.Welcome(protocol=protocol, version="9", name="Lab", hostname="lab", methods=["password"])
 
     def call(self, name: str, request: Any, answer: Any, *references: Any) -> Any:
