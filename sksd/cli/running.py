@@ -94,8 +94,8 @@ def run(output: Output, body: Callable[[Scope], Coroutine[Any, Any, T]]) -> T:
             else:
                 end(number)
 
-        # A handler of Python's runs at any place; the reactor's own thread is told to come back to it. From before the
-        # first step of the body, which may be a long one.
+        # A handler of Python's runs at any place; the reactor's own thread is told to come back to it. It is set
+        # before the first step of the body, which may be a long one.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda number, _: loop.callFromThread(told, number))
         scope.end = end

@@ -40,7 +40,8 @@ class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     Events: daemon-started, daemon-stopped, certificate-loaded (`fingerprint`); login, login-refused (`reason`: the
     code of the error), logout; engine-started, engine-restarted, engine-stopped, each by somebody who asked for it;
-    engine-ended (`reason`: how), by itself; environment-changed (`change`: the call that did it); link-opened, link-refused, link-closed.
+    engine-ended (`reason`: how), by itself; environment-changed (`change`: the call that did it); link-opened,
+    link-refused, link-closed.
     """
 
     #: ISO 8601 in UTC.
