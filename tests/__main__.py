@@ -1,6 +1,7 @@
 """`make test`: lint, types, and trial, a process a module, two at a time. The last line is "N passed, N failed".
+A module of tests.system that fails is run once more, alone.
 
-A module of tests.system that fails is run once more, alone. `python -m tests [-j N] [WORD ...]` runs only the modules whose name holds one of the words, without lint.
+`python -m tests [-j N] [WORD ...]` runs only the modules whose name holds one of the words, without lint.
 """
 
 from __future__ import annotations
