@@ -28,6 +28,11 @@ from tests.system.daemon import ROOT, DaemonCase, Local, until
 from tests.unit.test_sshkey import make
 
 
+async def never(connection: session.Connection) -> session.Session:
+    """For a login that is not made again."""
+    raise AssertionError("it was refused")
+
+
 class Certificates(DaemonCase):
     """`[tls]`."""
 
@@ -179,12 +184,12 @@ class Commands(CommandCase):
         await one.login_by_key("", [key])
         self.assertEqual(len(proofs), 1)
         with self.assertRaises(LoginRefused):
-            await other._login(messages.Login(method="ssh-key", keys=proofs))
+            await other._login(messages.Login(method="ssh-key", keys=proofs), never)
         # The same for another user's name, or with none.
         with self.assertRaises(LoginRefused):
-            await other._login(messages.Login(method="ssh-key", user="root2", keys=proofs))
+            await other._login(messages.Login(method="ssh-key", user="root2", keys=proofs), never)
         with self.assertRaises(LoginRefused):
-            await other._login(messages.Login(method="ssh-key"))
+            await other._login(messages.Login(method="ssh-key"), never)
         for each in (one, other):
             await each.close()
 
@@ -268,5 +273,5 @@ class Refused(CommandCase):
         with self.assertRaises(SshKeyRefused):
             await connection.login_by_key("", [])
         with self.assertRaises(LoginMethod):
-            await connection._login(messages.Login(method="ssh-key", keys=[sshkey.proof(b"k", b"s")]))
+            await connection._login(messages.Login(method="ssh-key", keys=[sshkey.proof(b"k", b"s")]), never)
         await connection.close()
