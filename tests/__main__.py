@@ -1,5 +1,6 @@
-"""`make test`: lint, types, and trial, a process a module, two at a time. The last line is "N passed, N failed".
-A module of tests.system that fails is run once more, alone.
+"""`make test`: lint, types, and trial, a process a module, one more at a time than there are cores.
+
+A module of tests.system that fails is run once more, alone. The last line is "N passed, N failed".
 
 `python -m tests [-j N] [WORD ...]` runs only the modules whose name holds one of the words, without lint.
 """
@@ -76,7 +77,7 @@ def run(name: str, command: list[str], folder: Path) -> tuple[str, int, int, int
 def main() -> int:
     """Run, print, and count."""
     parser = argparse.ArgumentParser(prog="python -m tests")
-    parser.add_argument("-j", type=int, default=2)
+    parser.add_argument("-j", type=int, default=(os.cpu_count() or 2) + 1)
     parser.add_argument("words", nargs="*")
     given = parser.parse_args()
     jobs = {} if given.words else dict(CHECKS)

@@ -29,7 +29,7 @@ from sksd.errors import CannotWrite, ProxyFailed, SksdError
 log = Logger()
 
 #: Seconds without anything to do after which the process ends; one that was just started has longer.
-LINGER: Final = 1.0
+LINGER: Final = 0.5
 FIRST_LINGER: Final = 20.0
 #: Seconds that a process which is starting waits for one that is ending.
 LOCK_LIMIT: Final = 5.0
