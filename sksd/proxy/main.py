@@ -59,6 +59,7 @@ class Proxy:
         self.brokers = BrokerFactory()
         entrances: dict[bytes, Build] = {PREAMBLE_PB: self._broker, PREAMBLE_LINK: partial(HandOver, self.keeper)}
         self.resident = Resident(reactor, entrances, lambda: bool(self.workers.busy()), prologue=PREAMBLE_GATE)
+        reactor.callWhenRunning(self.changes.repair_at_start)
         # Soon it will be needed, and it takes its time.
         reactor.callWhenRunning(lambda: defer.ensureDeferred(self._begin()))
 

@@ -16,7 +16,7 @@ class Command(Process):
 
     def __init__(self) -> None:
         super().__init__()
-        self._parts: dict[int, bytes] = {1: b"", 2: b""}
+        self._parts = {1: bytearray(), 2: bytearray()}
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         """Keep both."""

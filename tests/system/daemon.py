@@ -32,16 +32,21 @@ class Process(protocol.ProcessProtocol):
     """A child of the test: its output, its end."""
 
     def __init__(self) -> None:
-        self.output = b""
+        self._output = bytearray()
         self.ended: defer.Deferred[Any] = defer.Deferred()
         self.over: defer.Deferred[None] = defer.Deferred()
         self._waiting: list[tuple[bytes, defer.Deferred[None]]] = []
 
+    @property
+    def output(self) -> bytes:
+        """All that it has said so far."""
+        return bytes(self._output)
+
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         """Both stdout and stderr."""
-        self.output += data
+        self._output += data
         for words, waiting in list(self._waiting):
-            if words in self.output:
+            if words in self._output:
                 self._waiting.remove((words, waiting))
                 waiting.callback(None)
 
