@@ -393,6 +393,13 @@ class KernelLimit(SksdError):
     code = "kernel-limit"
 
 
+class KernelLimitOfUser(SksdError):
+    """{limit} of your kernels run on {host} already, as many as one user may have there: stop one with
+    `sksd stop {host} ID`."""
+
+    code = "kernel-limit-of-user"
+
+
 class KernelDied(SksdError):
     """The kernel died while it was starting ({how}). Its last lines:
     {log}"""

@@ -31,6 +31,7 @@ from sksd.gate.grants import Grant, Grants
 from sksd.wire import gate as wire
 from sksd.wire.names import PREAMBLE_GATE
 from sksd.wire.tickets import Tickets, account_key, claimed_user
+from sksd.wire.who import Rules
 
 #: Seconds that a refusal takes at least, whatever it is for.
 FLOOR: Final = 1.5
@@ -39,6 +40,8 @@ LIMIT: Final = 30
 MOST: Final = 64
 
 Message = dict[str, Any]
+#: And a connection that goes with it, if one does.
+Answer = tuple[Message, socket.socket | None]
 
 
 def main() -> None:
@@ -65,11 +68,13 @@ def log(line: str) -> None:
 
 class Gate:
     """`daemon`: the channel to the daemon; `local`: a listening UNIX socket. `order`: {secret: path of the file that
-    tickets' keys are made of, closed: uids that never come in, lang, limits: by names of setrlimit(2)}."""
+    tickets' keys are made of, closed: uids that never come in, rules: those of `sksd.wire.who`, lang, limits: by
+    names of setrlimit(2)}."""
 
     def __init__(self, daemon: socket.socket, local: socket.socket, order: Message) -> None:
         self._daemon, self._local, self._order = daemon, local, order
         self._secret = Path(order["secret"]).read_text("ascii").strip()
+        self._rules = Rules(**order["rules"])
         self._grants = Grants()
         self._children: set[int] = set()
         local.setblocking(False)
@@ -134,9 +139,7 @@ class Gate:
 
     # -- in the child -----------------------------------------------------------------------------------------------
 
-    def _answer(
-        self, ask: str, grant: Grant | None, request: Message, local: socket.socket | None
-    ) -> tuple[Message, socket.socket | None]:
+    def _answer(self, ask: str, grant: Grant | None, request: Message, local: socket.socket | None) -> Answer:
         try:
             return self._proxy(grant, request) if ask == wire.PROXY else self._check(request, local)
         except Exception as error:
@@ -144,19 +147,21 @@ class Gate:
             log(f"gate: {type(error).__name__} in {ask}")
             return {"reason": wire.FAILED, "problem": "the gate's log tells more"}, None
 
-    def _check(self, request: Message, local: socket.socket | None) -> tuple[Message, socket.socket | None]:
+    def _check(self, request: Message, local: socket.socket | None) -> Answer:
         started, method = time.monotonic(), request["method"]
         said: Message = {"reason": wire.BAD}
         if method == wire.PASSWORD:
-            user, password, rhost = (_text(request[name]) for name in ("user", "secret", "rhost"))
+            user, password, rhost = (wire.text(request, name) for name in ("user", "secret", "rhost"))
             said = credentials.check(user, password, rhost, self._order["closed"])
             if said.get("reason") == wire.REFUSED:
                 time.sleep(max(0.0, started + FLOOR - time.monotonic()))
         elif method == wire.TICKET:
-            said = self._check_ticket(_text(request["secret"]))
+            said = self._check_ticket(wire.text(request, "secret"))
         elif local is not None:
             peer = struct.unpack("3i", local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             said = credentials.check_known(person.find(peer[1]), self._order["closed"])
+        if "account" in said and (problem := person.problem(said["account"], self._rules)):
+            said = {"reason": wire.ACCOUNT, "problem": problem}
         if "account" in said:
             link = method == wire.TICKET
             said["grant"] = self._grants.make(said["account"], said.pop("uid"), link, time.monotonic())
@@ -172,7 +177,7 @@ class Gate:
             return {"reason": wire.BAD_TICKET}
         return {**credentials.check_known(who, self._order["closed"]), "engine": engine}
 
-    def _proxy(self, grant: Grant | None, request: Message) -> tuple[Message, socket.socket | None]:
+    def _proxy(self, grant: Grant | None, request: Message) -> Answer:
         if grant is None:
             return {"reason": wire.BAD}, None
         who = person.find(grant.user)
@@ -195,13 +200,11 @@ class Gate:
 
     def _start(self, who: person.Person) -> socket.socket:
         order = {"user": who.pw_name, "lang": self._order["lang"], "limits": self._order["limits"]}
+        command = [sys.executable, "-I", "-m", "sksd.gate.session", json.dumps(order)]
+        environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": self._order["lang"]}
+        nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
         session = subprocess.Popen(
-            [sys.executable, "-I", "-m", "sksd.gate.session", json.dumps(order)],
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": self._order["lang"]},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            command, env=environ, stdin=nothing, stdout=pipe, stderr=nothing, start_new_session=True
         )
         line = session.stdout.readline(4096) if session.stdout else b""
         try:
@@ -212,9 +215,3 @@ class Gate:
         if found is None:
             raise OSError(0, problem or "it cannot be found after its start")
         return found
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not a text")
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import grp
 import os
 import pwd
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sksd import paths
+from sksd.wire.who import Rules
 
 #: What a login has where nobody says otherwise.
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
@@ -31,6 +33,15 @@ def find(account: str | int) -> Person | None:
         return pwd.getpwnam(account) if isinstance(account, str) else pwd.getpwuid(account)
     except (KeyError, ValueError):
         return None
+
+
+def problem(account: str, rules: Rules) -> str | None:
+    """Why an account may not come in, for all that it has proved; None for one that may."""
+    groups = []
+    for number in os.getgrouplist(account, pwd.getpwnam(account).pw_gid):
+        with contextlib.suppress(KeyError):
+            groups.append(grp.getgrgid(number).gr_name)
+    return rules.problem(account, groups)
 
 
 def environment(who: Person, lang: str, granted: dict[str, str]) -> dict[str, str]:

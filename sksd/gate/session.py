@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import json
 import os
-import pwd
 import resource
 import signal
 import sys
@@ -32,11 +31,12 @@ def main() -> None:
         signal.signal(each, signal.SIG_IGN)
     pam = credentials.Pam(trusted=True)
     try:
-        who = pwd.getpwnam(order["user"])
+        if (who := person.find(order["user"])) is None:
+            return _say("the account is gone")
         os.initgroups(who.pw_name, who.pw_gid)
         granted = pam.open(who.pw_name, credentials.service())
-    except (OSError, KeyError) as failed:
-        return _say(str(getattr(failed, "strerror", "the account is gone")))
+    except OSError as failed:
+        return _say(str(failed.strerror))
     # Engines outlive the proxy, and then become children of this process instead of init's.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if os.fork() == 0:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 from twisted.spread import pb
 from zope.interface import implementer
 
-from sksd.errors import KernelLimit, SksdError
+from sksd.errors import KernelLimit, KernelLimitOfUser, SksdError
 from sksd.interfaces import IAvatar
 from sksd.server.proxies import UserProxy
 from sksd.wire import messages, names
@@ -43,8 +44,9 @@ class Observer(Remote):
 class Avatar(Changing):
     """One login of one person. Logging out detaches; it never ends an engine.
 
-    `describe(user)` makes the answer to `host`; `room` is the host's; `ticket(user, engine)` makes a link's ticket,
-    where the proxy did not. `over(user)` is told when the login is; `record(event, **fields)` writes its audit log.
+    `describe(user)` makes the answer to `host`; `room()` is what a kernel that starts is within; `over(user)` is told
+    when the login is. `ticket(user, engine)` makes a link's ticket, where the proxy did not; `record(event, **fields)`
+    writes its audit log.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Avatar(Changing):
         mind: pb.RemoteReference | None,
         proxy: UserProxy,
         describe: Callable[[str], messages.Host],
-        room: Room,
+        room: Callable[[], AbstractContextManager[None]],
         ticket: Callable[[str, str], str],
         over: Callable[[str], None],
         record: Callable[..., None],
@@ -108,7 +110,7 @@ class Avatar(Changing):
         relayed = Observer(observer) if observer is not None else None
         timeout = wish.timeout + _MARGIN + (CHANGE_LIMIT if wish.create or wish.mend else 0.0)
         try:
-            with self._room.taken():
+            with self._room():
                 outcome = await self._proxy.call("spin_up", wish, messages.Outcome, relayed, timeout=timeout)
         except SksdError as error:
             return messages.Outcome(
@@ -187,20 +189,27 @@ class EngineReference(Remote):
 
 
 class Room:
-    """How many more kernels this host takes. Those that are just starting count, or many at once would all fit."""
+    """How many more kernels this host takes. Those that are just starting count, or many at once would all fit.
 
-    def __init__(self, limit: int, running: Callable[[], int]) -> None:
+    `running()` answers how many run, by account.
+    """
+
+    def __init__(self, limit: int, running: Callable[[], Counter[str]]) -> None:
         self._limit = limit
         self._running = running
-        self._starting = 0
+        self._starting: Counter[str] = Counter()
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """A place for one that is being started, from now to the end of the block; raises KernelLimit."""
-        if self._running() + self._starting >= self._limit:
+    def taken(self, account: str, limit: int | None) -> Iterator[None]:
+        """A place for one that is being started, from now to the end of the block. `limit`: the account's own.
+        Raises KernelLimit, KernelLimitOfUser."""
+        taken = self._running() + self._starting
+        if limit is not None and taken[account] >= limit:
+            raise KernelLimitOfUser(limit=limit)
+        if taken.total() >= self._limit:
             raise KernelLimit(limit=self._limit)
-        self._starting += 1
+        self._starting[account] += 1
         try:
             yield
         finally:
-            self._starting -= 1
+            self._starting[account] -= 1

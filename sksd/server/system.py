@@ -348,6 +348,11 @@ def prepare(reactor: Any, configuration: Configuration, account: pwd.struct_pass
     order = {
         "secret": str(closed / "secret"),
         "closed": [account.pw_uid] + [0] * (not configuration.allow_root),
+        "rules": {
+            "allow_users": configuration.allow_users,
+            "deny_users": configuration.deny_users,
+            "allow_groups": configuration.allow_groups,
+        },
         "lang": os.environ.get("LANG", "C.UTF-8"),
         "limits": {name: value for name, value in limits.items() if value},
     }

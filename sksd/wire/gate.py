@@ -40,6 +40,14 @@ def send(channel: socket.socket, message: dict[str, Any], descriptor: int | None
     socket.send_fds(channel, [json.dumps(message).encode()], [] if descriptor is None else [descriptor])
 
 
+def text(message: dict[str, Any], name: str) -> str:
+    """A text that a message must have. Raises KeyError, TypeError."""
+    value = message[name]
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
 def receive(channel: socket.socket, descriptors: int = 0) -> tuple[dict[str, Any], int | None] | None:
     """The next message, and the descriptor that came with it; None when the other side is gone.
 

@@ -38,6 +38,7 @@ PURE = [
     "wire/sshkey.py",
     "wire/authorized_keys.py",
     "wire/tickets.py",
+    "wire/who.py",
     "gate/grants.py",
     "server/arithmetic.py",
     "server/throttle.py",
