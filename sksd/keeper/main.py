@@ -15,6 +15,7 @@ from sksd.keeper.engine import Engine, Sizes  # noqa: E402
 from sksd.keeper.engines import SIZES, Engines  # noqa: E402
 from sksd.keeper.links import Links  # noqa: E402
 from sksd.keeper.log import BoundedLogs  # noqa: E402
+from sksd.keeper.looking import Looking  # noqa: E402
 from sksd.keeper.root import KeeperRoot, Listeners  # noqa: E402
 from sksd.wire.broker import BrokerFactory, LimitedBroker  # noqa: E402
 from sksd.wire.messages import Settings  # noqa: E402
@@ -32,6 +33,7 @@ class Keeper:
         self.listeners = Listeners()
         self.logs = BoundedLogs(reactor, Settings().log_size)
         self.engines = Engines(reactor, self.logs, self._changed)
+        self.looking = Looking(reactor, self.engines)
         self.links = Links(reactor, self.engines, self._rest)
         self.brokers = BrokerFactory()
         self.resident = Resident(
@@ -62,10 +64,12 @@ class Keeper:
 
     def _set(self, settings: Settings) -> None:
         self.logs.resize(settings.log_size)
+        self.looking.allow(settings.idle_timeout)
         self.engines.sizes = Sizes(settings.journal_size, settings.buffer_size, SIZES.memory)
 
     def release(self) -> None:
         """Called when the process ends."""
+        self.looking.stop()
         self.engines.release()
 
 

@@ -44,9 +44,9 @@ class Observer(Remote):
 class Avatar(Changing):
     """One login of one person. Logging out detaches; it never ends an engine.
 
-    `describe(user)` makes the answer to `host`; `room()` is what a kernel that starts is within; `over(user)` is told
-    when the login is. `ticket(user, engine)` makes a link's ticket, where the proxy did not; `record(event, **fields)`
-    writes its audit log.
+    `describe(user)` makes the answer to `host`; `room()` is what a kernel that starts is within; `over(user)` is
+    told when the login is. `ticket(user, engine)` makes a link's ticket, where the proxy did not; `record(event,
+    **fields)` writes its audit log.
     """
 
     def __init__(

@@ -32,6 +32,7 @@ PURE = [
     "link/chunks.py",
     "link/zmtp.py",
     "keeper/lifecycle.py",
+    "keeper/idle.py",
     "wire/messages.py",
     "wire/announcement.py",
     "client/backoff.py",
