@@ -94,9 +94,10 @@ def check(user: str, password: str, rhost: str, closed: list[int]) -> dict[str, 
     return _asked(Pam(rhost), found, found.pw_name if found else user, password, closed)
 
 
-def check_known(who: person.Person | None, closed: list[int]) -> dict[str, Any]:
-    """As `check`, for somebody whom this machine knows already."""
-    return _asked(Pam(trusted=True), who, who.pw_name if who else "", "", closed)
+def check_known(who: person.Person | None, closed: list[int], name: str = "") -> dict[str, Any]:
+    """As `check`, for somebody whom this machine knows already; `name`: of a guest, who shares the account."""
+    said = _asked(Pam(trusted=True), who, who.pw_name if who else "", "", closed)
+    return {**said, "account": name} if name and "account" in said else said
 
 
 def _asked(pam: Pam, who: person.Person | None, name: str, password: str, closed: list[int]) -> dict[str, Any]:

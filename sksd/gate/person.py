@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sksd import paths
-from sksd.wire.who import Rules
+from sksd.wire.who import Rules, account_of, guest_of
 
 #: What a login has where nobody says otherwise.
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
@@ -28,9 +28,9 @@ Person = pwd.struct_passwd
 
 
 def find(account: str | int) -> Person | None:
-    """The account of that name or uid; None when there is none."""
+    """The account of that name (or guest) or uid; None when there is none."""
     try:
-        return pwd.getpwnam(account) if isinstance(account, str) else pwd.getpwuid(account)
+        return pwd.getpwnam(account_of(account)) if isinstance(account, str) else pwd.getpwuid(account)
     except (KeyError, ValueError):
         return None
 
@@ -44,11 +44,13 @@ def problem(account: str, rules: Rules) -> str | None:
     return rules.problem(account, groups)
 
 
-def environment(who: Person, lang: str, granted: dict[str, str]) -> dict[str, str]:
-    """The variables of a clean login; `granted` are those that PAM has given."""
+def environment(who: Person, user: str, lang: str, granted: dict[str, str]) -> dict[str, str]:
+    """The variables of a clean login; `user`: the person, or guest, who is `who` here; `granted`: from PAM."""
     ours = {"HOME": who.pw_dir, "USER": who.pw_name, "LOGNAME": who.pw_name, "SHELL": who.pw_shell or "/bin/sh"}
     if os.path.isdir(runtime := f"/run/user/{who.pw_uid}"):
         ours["XDG_RUNTIME_DIR"] = runtime
+    if guest := guest_of(user):
+        ours[paths.GUEST] = guest
     given = {name: value for name, value in granted.items() if name not in _OURS}
     return {"PATH": _PATH, "LANG": lang, **given, **ours}
 

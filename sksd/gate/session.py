@@ -24,7 +24,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def main() -> None:
-    """`ORDER`: {"user", "lang", "limits": {a name of setrlimit(2): a number}}, JSON."""
+    """`ORDER`: {"user": the person, or guest, "lang", "limits": {a name of setrlimit(2): a number}}, JSON."""
     order = json.loads(sys.argv[1])
     for each in _SIGNALS:
         # Its children end by these, and it does once they have.
@@ -70,7 +70,7 @@ def _proxy(who: person.Person, order: dict[str, Any], granted: dict[str, str]) -
     person.become(who)
     os.umask(0o077)
     os.setsid()
-    environ = person.environment(who, order["lang"], granted)
+    environ = person.environment(who, order["user"], order["lang"], granted)
     os.environ.clear()
     os.environ.update(environ)
     _, log = paths.open_log("proxy")

@@ -18,6 +18,7 @@ from sksd.wire import messages, names
 from sksd.wire.broker import Remote
 from sksd.wire.calls import tell
 from sksd.wire.changes import CHANGE_LIMIT, CancelTask, Changed, Changing, Plan
+from sksd.wire.who import account_of, guest_of
 
 #: Seconds that a call may take in the proxy beyond what the kernel itself is given.
 _MARGIN = 30.0
@@ -86,7 +87,7 @@ class Avatar(Changing):
 
     async def remote_host(self, request: dict[str, Any]) -> messages.Host:
         """What this host is and offers."""
-        return self._describe(self.user)
+        return self._describe(account_of(self.user))
 
     async def remote_environments(self, request: dict[str, Any]) -> messages.Environments:
         """The person's environments, read afresh."""
@@ -116,6 +117,8 @@ class Avatar(Changing):
             return messages.Outcome(
                 outcome=names.REFUSED, code=error.code, message=str(error), fields=error.fields
             )
+        if outcome.outcome == names.STARTED and guest_of(self.user):
+            outcome.outcome = names.STARTED_AS_GUEST
         if outcome.engine is not None:
             self._record("engine-started", engine=outcome.engine.id, environment=outcome.engine.prefix)
         if outcome.ticket is not None and not outcome.ticket.ticket:

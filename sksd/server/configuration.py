@@ -77,6 +77,10 @@ def _account(text: str, machine: Machine) -> str:
     return text
 
 
+def _account_or_none(text: str, machine: Machine) -> str:
+    return _account(text, machine) if text else ""
+
+
 def _limit(text: str, machine: Machine) -> int | None:
     found = re.fullmatch(r"([0-9]{1,12}) ?([KMG]?)B?", text.upper())
     if text and (found is None or not int(found[1])):
@@ -259,6 +263,22 @@ KEYS: Final = (
     Key("kernels", "log_size", _size, "1M", "How much of what each kernel's process writes is kept in its log."),
     Key("kernels", "journal_size", _large_size, "256M", "How much of what each kernel has said is kept on disk."),
     Key("kernels", "buffer_size", _large_size, "1024M", "How much may wait on disk for a front end that is cut."),
+    Key(
+        "guest",
+        "guest_account",
+        _account_or_none,
+        "",
+        "With mode = system, the account that guests share, who need no password. Empty: there are none.",
+    ),
+    Key("guest", "guest_unknown", _switch, "no", "Whether somebody whose name no account has comes in as a guest."),
+    Key(
+        "guest",
+        "guest_can_manage_environments",
+        _switch,
+        "no",
+        "Whether guests may make, change and remove the environments that they share.",
+    ),
+    Key("guest", "max_guests", _maximum, "2 * CORES", "How many guests there may be at once."),
     Key("limits", "memory", _limit, "", "With mode = system, bytes of address space of each process. Empty: any."),
     Key("limits", "processes", _limit, "", "With mode = system, processes and threads of each user. Empty: any."),
     Key("limits", "open_files", _limit, "", "With mode = system, open files of each process. Empty: any."),
@@ -362,6 +382,11 @@ class Configuration:
     log_size: int
     journal_size: int
     buffer_size: int
+    #: The account's name, which need not exist; empty: no guests.
+    guest_account: str
+    guest_unknown: bool
+    guest_can_manage_environments: bool
+    max_guests: int
     #: setrlimit(2)'s RLIMIT_AS, RLIMIT_NPROC and RLIMIT_NOFILE, or None.
     memory: int | None
     processes: int | None

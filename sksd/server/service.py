@@ -23,7 +23,7 @@ from twisted.internet import defer, task
 from twisted.logger import Logger
 
 from sksd import __version__, paths
-from sksd.errors import AlreadyRunning, CannotWrite, SksdError
+from sksd.errors import AlreadyRunning, CannotWrite, SksdError, TooManyGuests
 from sksd.interfaces import IGate
 from sksd.server import audit, certificate, listening, privileges, system, token
 from sksd.server.avatar import Avatar, Room
@@ -42,7 +42,7 @@ from sksd.wire.broker import BrokerFactory, LimitedBroker
 from sksd.wire.local import Note, read_note
 from sksd.wire.names import DEAD, FEATURES, PROTOCOL
 from sksd.wire.tickets import Tickets
-from sksd.wire.who import account_of
+from sksd.wire.who import account_of, guest_of
 
 log = Logger()
 
@@ -198,6 +198,8 @@ class Daemon(service.Service):
 
     def _avatar(self, user: str, mind: Mind) -> Avatar:
         account = account_of(user)
+        if guest_of(user):
+            self._admit_guest(user)
         return Avatar(
             user,
             mind.reference,
@@ -208,6 +210,14 @@ class Daemon(service.Service):
             self._over,
             partial(mind.record, user=user),
         )
+
+    def _admit_guest(self, user: str) -> None:
+        """Raises TooManyGuests: each has processes."""
+        self._proxies = {name: each for name, each in self._proxies.items() if not (guest_of(name) and each.over)}
+        others = sum(bool(guest_of(name)) for name in self._proxies if name != user)
+        if others >= self._configuration.max_guests:
+            self._gate.leave(user)
+            raise TooManyGuests(limit=self._configuration.max_guests)
 
     def _over(self, user: str) -> None:
         self._gate.leave(user)
@@ -229,7 +239,7 @@ class Daemon(service.Service):
                 channels=list(told.channels),
                 allow_channels=list(told.allow_channels),
                 offline=told.offline,
-                may_create=told.may_create,
+                may_create=told.may_create and (not guest_of(user) or told.guest_can_manage_environments),
             )
             proxy = UserProxy(self._reactor, self._gate, user, settings, self._count)
             proxy.on_event = partial(self._ended, user)

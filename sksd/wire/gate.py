@@ -25,6 +25,7 @@ PROXY: Final = "proxy"
 PASSWORD: Final = "password"
 LOCAL: Final = "local"
 TICKET: Final = "ticket"
+GUEST: Final = "guest"
 
 #: Why not (`reason`): the credentials are wrong; right, but the account may not come in (`problem`); a ticket is not
 #: good; a proxy cannot be had (`problem`); the request is not of this contract, or its grant is not open.
@@ -38,14 +39,6 @@ BAD: Final = "bad"
 def send(channel: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:
     """Send one message. Raises OSError, BlockingIOError where the channel is full and does not block."""
     socket.send_fds(channel, [json.dumps(message).encode()], [] if descriptor is None else [descriptor])
-
-
-def text(message: dict[str, Any], name: str) -> str:
-    """A text that a message must have. Raises KeyError, TypeError."""
-    value = message[name]
-    if not isinstance(value, str):
-        raise TypeError("not a text")
-    return value
 
 
 def receive(channel: socket.socket, descriptors: int = 0) -> tuple[dict[str, Any], int | None] | None:

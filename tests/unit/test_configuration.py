@@ -95,6 +95,8 @@ class ValueTests(Files):
             "[tls]\ncertificate = /c.pem\nkey = ~/k.pem\nclient_ca = /ca.pem\n"
             "[kernels]\nmax_kernels = max(1, CORES // 4)\nlog_size = 64 K\njournal_size = 2M\n"
             "max_kernels_per_user = 2 * CORES\nidle_timeout = 90 min\n"
+            "[guest]\nguest_account = visitor\nguest_unknown = yes\nguest_can_manage_environments = yes\n"
+            "max_guests = CORES / 2\n"
             "[limits]\nmemory = 8 G\nopen_files = 1024\n"
             "[environments]\nexclude_environments =\npaths = /a,\n  # a comment\n  /b/*, ~/c\n"
             "may_create = no\nbackend = mamba\nbackend_executable = /opt/mamba\nchannels = a, b\n"
@@ -129,6 +131,10 @@ class ValueTests(Files):
                 log_size=65536,
                 journal_size=2 * 1024**2,
                 buffer_size=1024**3,
+                guest_account="visitor",
+                guest_unknown=True,
+                guest_can_manage_environments=True,
+                max_guests=3,
                 memory=8 * 1024**3,
                 processes=None,
                 open_files=1024,
@@ -145,7 +151,7 @@ class ValueTests(Files):
             ),
         )
         self.assertEqual(found.line("sksd", "port"), 10)
-        self.assertEqual(found.line("environments", "paths"), 30)
+        self.assertEqual(found.line("environments", "paths"), 35)
         ada = found.of("ada")
         self.assertEqual((ada.idle_timeout, ada.max_kernels_per_user, ada.may_create), (None, 3, False))
         self.assertTrue(found.of("Bob").may_create)
@@ -181,6 +187,8 @@ class ValueTests(Files):
             ("kernels", "idle_timeout = 3 weeks", "a number of seconds"),
             ("user ada", "idle_timeout = soon", "a number of seconds"),
             ("user ada", "port = 7", "unknown key port in [user ada]"),
+            ("guest", "guest_account = a b", "name of an account"),
+            ("guest", "max_guests = 0", "from 1"),
             ("kernels", "log_size = 1G", "K or M"),
             ("kernels", "log_size = 1", "from 4K"),
             ("kernels", "log_size = 2000M", "1024M"),
