@@ -134,6 +134,13 @@ class NoRunAs(ConfigurationError):
     code = "no-run-as"
 
 
+class NoGuestAccount(ConfigurationError):
+    """{file}, line {line}: there is no account {account} for guests (or it is root's, or the daemon's own): make it
+    with `useradd --create-home {account}`, or name another with guest_account."""
+
+    code = "no-guest-account"
+
+
 class NotForOthers(SksdError):
     """mode = system cannot be started with {program}: {problem} at {path}. Install sksd where every account can read
     it and only root can write, as with `python3 -m venv /opt/sksd`, and start it from there."""
@@ -253,6 +260,12 @@ class AccountRefused(SksdError):
     """{host} knows you, but does not let {user} in: {problem}."""
 
     code = "account-refused"
+
+
+class TooManyGuests(SksdError):
+    """{host} has {limit} guests already, as many as it takes: try again later, or log in with an account."""
+
+    code = "too-many-guests"
 
 
 class GateGone(SksdError):
@@ -391,6 +404,13 @@ class KernelLimit(SksdError):
     """{host} runs {limit} kernels already, its limit: stop one with `sksd stop {host} ID`."""
 
     code = "kernel-limit"
+
+
+class KernelLimitOfUser(SksdError):
+    """{limit} of your kernels run on {host} already, as many as one user may have there: stop one with
+    `sksd stop {host} ID`."""
+
+    code = "kernel-limit-of-user"
 
 
 class KernelDied(SksdError):

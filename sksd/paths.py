@@ -20,6 +20,9 @@ from sksd.errors import CannotWrite
 #: A UNIX socket's path is at most 107 bytes (sun_path); this leaves room for `/e/<10 letters>/k-65535`.
 _LONGEST_RUNTIME = 72
 
+#: The variable that tells a guest's processes which guest that is; made by the gate.
+GUEST: Final = "SKSD_GUEST_ID"
+
 #: Bytes of a log of a process of ours; a longer one is put aside when another is started, as NAME.log.1.
 LOG_LIMIT: Final = 1024 * 1024
 
@@ -40,9 +43,23 @@ def configuration_file() -> Path:
     return _xdg("XDG_CONFIG_HOME", home() / ".config") / "sksd.conf"
 
 
+def guest() -> str:
+    """The id of the guest whom this process serves; empty for a person. Guests share an account, and nothing else."""
+    return os.environ.get(GUEST, "")
+
+
+def _of_guest(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-guest-{guest()}") if guest() else folder
+
+
 def state() -> Path:
     """Certificate, secrets, known hosts, records and logs of the caller."""
-    return _xdg("XDG_STATE_HOME", home() / ".local" / "state")
+    return _of_guest(_xdg("XDG_STATE_HOME", home() / ".local" / "state"))
+
+
+def guest_home() -> Path:
+    """What is the home in a guest's kernels; it goes with the guest."""
+    return state() / "home"
 
 
 def cache() -> Path:
@@ -52,7 +69,7 @@ def cache() -> Path:
 
 def runtime() -> Path:
     """Sockets: $XDG_RUNTIME_DIR/sksd, or a folder under /tmp where that is not set or too long for a socket."""
-    wanted = _xdg("XDG_RUNTIME_DIR", Path(f"/run/user/{os.geteuid()}"))
+    wanted = _of_guest(_xdg("XDG_RUNTIME_DIR", Path(f"/run/user/{os.geteuid()}")))
     if os.path.isdir(wanted.parent) and os.access(wanted.parent, os.W_OK) and len(str(wanted)) <= _LONGEST_RUNTIME:
         return wanted
     # Another home, or another runtime folder, is another instance: it must not meet this one's sockets.

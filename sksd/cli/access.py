@@ -14,7 +14,7 @@ from twisted.internet import threads
 from sksd import paths
 from sksd.cli.options import Access
 from sksd.cli.running import Scope, asking, finished
-from sksd.client import sshkeys
+from sksd.client import guests, sshkeys
 from sksd.client.hosts import LOOKUP, Target, target
 from sksd.client.session import Connection, Session, connect
 from sksd.client.sshkeys import Signer
@@ -191,6 +191,6 @@ async def log_in(scope: Scope, access: Access, connection: Connection, user: str
         if _METHOD_GUEST not in connection.welcome.methods:
             offered = ", ".join(connection.welcome.methods) or "nothing"
             raise LoginMethod(host=connection.route.name, method=_METHOD_GUEST, methods=offered)
-        return await connection.login(user, "", _METHOD_GUEST)
+        return await connection.login("", guests.token(access.host), _METHOD_GUEST)
     with scope.output.waiting(scope.reactor, f"Logging in on {connection.route.name}"):
         return await connection.login(user, password)

@@ -97,7 +97,7 @@ def on_host(command: Command) -> Command:
         click.option("--ca", metavar="FILE", type=_FILE,
                      help="Trust certificates from this CA (PEM) instead of remembered ones."),
         click.option("--accept-new", is_flag=True, help="Trust and remember an unknown certificate."),
-        click.option("--guest", is_flag=True, help="Log in as a guest."),
+        click.option("--guest", is_flag=True, help="Log in as a guest (or as that of $SKSD_GUEST)."),
         click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin."),
         click.option("--ssh-key", metavar="FILE", type=_FILE, help="Log in with this SSH key (else: your agent's)."),
         click.option("--user", metavar="U", help="Account on the host (default: your name here)."),

@@ -37,7 +37,6 @@ class Pam(PamAuthenticator):  # type: ignore[misc, unused-ignore]
     def __init__(self, rhost: str = "", trusted: bool = False) -> None:
         super().__init__()
         self.right = trusted
-        self._rhost = rhost
         self._no_delay = _DELAY(lambda *_: None)
         library: Any = self
         start, authenticate = library.pam_start, library.pam_authenticate
@@ -48,8 +47,8 @@ class Pam(PamAuthenticator):  # type: ignore[misc, unused-ignore]
             code: int = start(service, user, conversation, handle)
             if code == _SUCCESS:
                 self.pam_set_item(self.handle, _FAIL_DELAY, ctypes.cast(self._no_delay, ctypes.c_void_p))
-                if self._rhost:
-                    self.pam_set_item(self.handle, _RHOST, ctypes.c_char_p(self._rhost.encode()))
+                if rhost:
+                    self.pam_set_item(self.handle, _RHOST, ctypes.c_char_p(rhost.encode()))
             return code
 
         def authenticated(handle: Any, flags: int) -> int:
@@ -95,9 +94,10 @@ def check(user: str, password: str, rhost: str, closed: list[int]) -> dict[str, 
     return _asked(Pam(rhost), found, found.pw_name if found else user, password, closed)
 
 
-def check_known(who: person.Person | None, closed: list[int]) -> dict[str, Any]:
-    """As `check`, for somebody whom this machine knows already."""
-    return _asked(Pam(trusted=True), who, who.pw_name if who else "", "", closed)
+def check_known(who: person.Person | None, closed: list[int], name: str = "") -> dict[str, Any]:
+    """As `check`, for somebody whom this machine knows already; `name`: of a guest, who shares the account."""
+    said = _asked(Pam(trusted=True), who, who.pw_name if who else "", "", closed)
+    return {**said, "account": name} if name and "account" in said else said
 
 
 def check_key(request: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:

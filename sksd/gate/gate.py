@@ -31,6 +31,7 @@ from sksd.gate.grants import Grant, Grants
 from sksd.wire import gate as wire
 from sksd.wire.names import PREAMBLE_GATE
 from sksd.wire.tickets import Tickets, account_key, claimed_user
+from sksd.wire.who import SHORTEST_TOKEN, Rules, guest_name, guest_of
 
 #: Seconds that a refusal takes at least, whatever it is for.
 FLOOR: Final = 1.5
@@ -39,6 +40,7 @@ LIMIT: Final = 30
 MOST: Final = 64
 
 Message = dict[str, Any]
+#: And a connection that goes with it, if one does.
 Answer = tuple[Message, socket.socket | None]
 
 
@@ -66,7 +68,8 @@ def log(line: str) -> None:
 
 class Gate:
     """`daemon`: the channel to the daemon; `local`: a listening UNIX socket. `order`: {secret: path of the file that
-    tickets' keys are made of, closed: uids that never come in, lang, limits: by names of setrlimit(2)}."""
+    tickets' keys are made of, closed: uids that never come in, rules: those of `sksd.wire.who`, guest: the account of
+    guests, or none, cast: whoever has no account is one, lang, limits: by names of setrlimit(2)}."""
 
     def __init__(self, daemon: socket.socket, local: socket.socket, order: Message) -> None:
         self._daemon, self._local, self._order = daemon, local, order
@@ -78,12 +81,11 @@ class Gate:
     def run(self) -> None:
         """Until the daemon is gone."""
         signal.signal(signal.SIGCHLD, self._reap)
-        found: tuple[Message, int | None] | None = ({}, None)
-        while found is not None:
+        while True:
             try:
-                found = wire.receive(self._daemon)
-                if found is not None:
-                    self._asked(found[0])
+                if (found := wire.receive(self._daemon)) is None:
+                    return
+                self._asked(found[0])
             except ConnectionError:
                 return
             except (ValueError, KeyError, TypeError, OSError) as wrong:
@@ -147,33 +149,39 @@ class Gate:
 
     def _check(self, request: Message, local: socket.socket | None) -> Answer:
         started, method = time.monotonic(), request["method"]
-        said: Message = {"reason": wire.BAD}
+        said: Message = {"reason": wire.REFUSED if method == wire.GUEST else wire.BAD}
+        user, secret, rhost = (str(request.get(name, "")) for name in ("user", "secret", "rhost"))
+        if method == wire.PASSWORD and user and self._order["cast"] and person.find(user) is None:
+            method, secret = wire.GUEST, f"{user} {secret}".ljust(SHORTEST_TOKEN, "\0")
         if method == wire.PASSWORD:
-            user, password, rhost = (str(request[name]) for name in ("user", "secret", "rhost"))
-            said = credentials.check(user, password, rhost, self._order["closed"])
+            said = credentials.check(user, secret, rhost, self._order["closed"])
         elif method == wire.SSH_KEY:
             said = credentials.check_key(request, self._order)
         elif method == wire.TICKET:
-            said = self._check_ticket(str(request["secret"]))
+            said = self._check_ticket(secret)
+        elif method == wire.GUEST and self._order["guest"] and len(secret) >= SHORTEST_TOKEN:
+            name = guest_name(self._order["guest"], self._secret, secret)
+            said = credentials.check_known(person.find(name), self._order["closed"], name)
         elif local is not None:
             peer = struct.unpack("3i", local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             said = credentials.check_known(person.find(peer[1]), self._order["closed"])
         if said.get("reason") == wire.REFUSED and method in (wire.PASSWORD, wire.SSH_KEY):
             time.sleep(max(0.0, started + FLOOR - time.monotonic()))
+        name = said.get("account", "")
+        if name and not guest_of(name) and (problem := person.problem(name, Rules(**self._order["rules"]))):
+            said = {"reason": wire.ACCOUNT, "problem": problem}
         if "account" in said:
-            link = method == wire.TICKET
-            said["grant"] = self._grants.make(said["account"], said.pop("uid"), link, time.monotonic())
+            said["grant"] = self._grants.make(name, said.pop("uid"), method == wire.TICKET, time.monotonic())
         return said, local
 
     def _check_ticket(self, ticket: str) -> Message:
         try:
-            who = person.find(claimed_user(ticket))
-            if who is None:
-                raise TicketRefused()
-            _, engine = Tickets(account_key(self._secret, who.pw_name, who.pw_uid)).check(ticket)
+            who = person.find(name := claimed_user(ticket))
+            # Nobody has a ticket of an account that is not there.
+            _, engine = Tickets(account_key(self._secret, name, who.pw_uid if who else -1)).check(ticket)
         except TicketRefused:
             return {"reason": wire.BAD_TICKET}
-        return {**credentials.check_known(who, self._order["closed"]), "engine": engine}
+        return {**credentials.check_known(who, self._order["closed"], name), "engine": engine}
 
     def _proxy(self, grant: Grant | None, request: Message) -> Answer:
         if grant is None:
@@ -181,17 +189,17 @@ class Gate:
         who = person.find(grant.user)
         if who is None or who.pw_uid != grant.uid:
             return {"reason": wire.FAILED, "problem": "the account is gone"}, None
-        key = account_key(self._secret, who.pw_name, who.pw_uid)
+        key = account_key(self._secret, grant.user, who.pw_uid)
         try:
             # One at a time for each person, or two would start two.
             with open(Path(self._order["secret"]).with_name(f"{who.pw_uid}.lock"), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if (found := person.connect(who, self._order["lang"])) is None:
-                    problem = person.begin("sksd.gate.session", {**self._order, "user": who.pw_name})
-                    found = None if problem else person.connect(who, self._order["lang"])
+                if (found := person.connect(who, user := grant.user, lang := self._order["lang"])) is None:
+                    problem = person.begin("sksd.gate.session", {**self._order, "user": user})
+                    found = None if problem else person.connect(who, user, lang)
             if found is None:
                 raise OSError(0, problem or "it cannot be found after its start")
-            found.sendall(PREAMBLE_GATE + f"{key} {'link' if grant.link else 'any'} {who.pw_name}\n".encode())
+            found.sendall(PREAMBLE_GATE + f"{key} {'link' if grant.link else 'any'} {grant.user}\n".encode())
         except OSError as failed:
             return {"reason": wire.FAILED, "problem": failed.strerror or str(failed)}, None
         return {}, found

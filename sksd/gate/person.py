@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import grp
 import json
 import os
 import pwd
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from sksd import paths
+from sksd.wire.who import Rules, account_of, guest_of
 
 #: What a login has where nobody says otherwise.
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
@@ -30,18 +32,29 @@ Person = pwd.struct_passwd
 
 
 def find(account: str | int) -> Person | None:
-    """The account of that name or uid; None when there is none."""
+    """The account of that name (or guest) or uid; None when there is none."""
     try:
-        return pwd.getpwnam(account) if isinstance(account, str) else pwd.getpwuid(account)
+        return pwd.getpwnam(account_of(account)) if isinstance(account, str) else pwd.getpwuid(account)
     except (KeyError, ValueError):
         return None
 
 
-def environment(who: Person, lang: str, granted: dict[str, str]) -> dict[str, str]:
-    """The variables of a clean login; `granted` are those that PAM has given."""
+def problem(account: str, rules: Rules) -> str | None:
+    """Why an account may not come in, for all that it has proved; None for one that may."""
+    groups = []
+    for number in os.getgrouplist(account, pwd.getpwnam(account).pw_gid):
+        with contextlib.suppress(KeyError):
+            groups.append(grp.getgrgid(number).gr_name)
+    return rules.problem(account, groups)
+
+
+def environment(who: Person, user: str, lang: str, granted: dict[str, str]) -> dict[str, str]:
+    """The variables of a clean login; `user`: the person, or guest, who is `who` here; `granted`: from PAM."""
     ours = {"HOME": who.pw_dir, "USER": who.pw_name, "LOGNAME": who.pw_name, "SHELL": who.pw_shell or "/bin/sh"}
     if os.path.isdir(runtime := f"/run/user/{who.pw_uid}"):
         ours["XDG_RUNTIME_DIR"] = runtime
+    if guest := guest_of(user):
+        ours[paths.GUEST] = guest
     given = {name: value for name, value in granted.items() if name not in _OURS}
     return {"PATH": _PATH, "LANG": lang, **given, **ours}
 
@@ -64,9 +77,10 @@ def acting_as(who: Person) -> Iterator[None]:
         os.setgroups([])
 
 
-def connect(who: Person, lang: str) -> socket.socket | None:
-    """A connection to the person's proxy; None when none runs. Raises OSError when one does not answer."""
-    os.environ.update(environment(who, lang, {}))
+def connect(who: Person, user: str, lang: str) -> socket.socket | None:
+    """A connection to the proxy of `user`, who is `who` here; None when none runs. Raises OSError when one does not
+    answer."""
+    os.environ.update(environment(who, user, lang, {}))
     found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     found.settimeout(_CONNECT)
     with acting_as(who), contextlib.suppress(*_NONE_RUNS):

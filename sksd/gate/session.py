@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import json
 import os
-import pwd
 import resource
 import signal
 import sys
@@ -25,18 +24,19 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def main() -> None:
-    """`ORDER`: {"user", "lang", "limits": {a name of setrlimit(2): a number}}, JSON."""
+    """`ORDER`: {"user": the person, or guest, "lang", "limits": {a name of setrlimit(2): a number}}, JSON."""
     order = json.loads(sys.argv[1])
     for each in _SIGNALS:
         # Its children end by these, and it does once they have.
         signal.signal(each, signal.SIG_IGN)
     pam = credentials.Pam(trusted=True)
     try:
-        who = pwd.getpwnam(order["user"])
+        if (who := person.find(order["user"])) is None:
+            return _say("the account is gone")
         os.initgroups(who.pw_name, who.pw_gid)
         granted = pam.open(who.pw_name, credentials.service())
-    except (OSError, KeyError) as failed:
-        return _say(str(getattr(failed, "strerror", "the account is gone")))
+    except OSError as failed:
+        return _say(str(failed.strerror))
     # Engines outlive the proxy, and then become children of this process instead of init's.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if os.fork() == 0:
@@ -70,7 +70,7 @@ def _proxy(who: person.Person, order: dict[str, Any], granted: dict[str, str]) -
     person.become(who)
     os.umask(0o077)
     os.setsid()
-    environ = person.environment(who, order["lang"], granted)
+    environ = person.environment(who, order["user"], order["lang"], granted)
     os.environ.clear()
     os.environ.update(environ)
     os.dup2(paths.open_log("proxy")[1], 2)

@@ -32,6 +32,8 @@ _AGAIN: Final = 1.0
 _DRAIN: Final = 2.0
 #: Seconds that a front end has to come back to iopub when its relay was started again and others are there.
 _COMES_BACK: Final = 60.0
+#: Bytes at the end of the journal that tell whether the kernel is busy.
+_TAIL: Final = 1024 * 1024
 _SPOOL_MEMORY: Final = 4 * 1024 * 1024
 _BUFFER: Final = "its output fills the buffer for a front end that does not take it"
 
@@ -98,6 +100,8 @@ class Channels:
         self.subscribed = False
         #: Where the journal ended when the kernel was last there anew.
         self._before = journal.end
+        #: Where what this process of the kernel's has said begins; what one before it did is over.
+        self._anew = 0
         self._over = self._closed = False
         self._epitaph: SksdError | None = None
         #: The kernel has just started and says no more than that: its last "idle" may come late.
@@ -126,6 +130,25 @@ class Channels:
             return any(not jupyter.is_status(zmtp.split(message)) for _, message in said)
         except CannotRead:
             return True
+
+    @property
+    def busy(self) -> bool:
+        """By the last that it has said it works on something; where that cannot be told, too."""
+        journal, open_requests, told = self.journal, set(), False
+        start = self._whole(max(journal.end - _TAIL, self._anew))
+        try:
+            for _, message in journal.messages(start):
+                said = jupyter.status(zmtp.split(message))
+                if said is None:
+                    continue
+                told = True
+                if said[1] == "busy":
+                    open_requests.add(said[0])
+                else:
+                    open_requests.discard(said[0])
+        except CannotRead:
+            return True
+        return bool(open_requests) or (not told and start > max(journal.start, self._anew))
 
     def listen(self) -> None:
         """Subscribe to what the kernel publishes, as soon as it is there."""
@@ -324,7 +347,7 @@ class Channels:
             self._held[-1] = zmtp.Piece(data[:boundary], boundary, count)
         else:
             self.journal.drop_partial()
-        self._before = self.journal.end
+        self._before = self._anew = self.journal.end
 
     def _later(self) -> None:
         if self._again is None or not self._again.active():

@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from sksd.errors import EngineEnded, KernelDied, KernelSilent, SksdError
 from sksd.keeper import processes, records
 from sksd.keeper.channels import Channels
+from sksd.keeper.idle import Look
 from sksd.keeper.journal import Journal
 from sksd.keeper.lifecycle import Action, Arm, End, Lifecycle
 from sksd.keeper.log import BoundedLogs, open_log, tail, without_banner
@@ -92,6 +93,7 @@ class Engine:
         self._channels: Channels | None = None
         self._memory: Memory | None = None
         self._by = ""
+        self._asked = True
         self._life = Lifecycle(record.ready_within)
         self._process: Any = None
         self._watch: processes.Watch | None = None
@@ -176,7 +178,7 @@ class Engine:
     @property
     def stopped(self) -> bool:
         """Somebody has ended it, so that nobody wonders why it is dead."""
-        return self._life.cause == "stopped"
+        return self._life.cause == "stopped" and self._asked
 
     @property
     def unheard(self) -> bool:
@@ -232,12 +234,12 @@ class Engine:
         self._rest()
         await self._until_ready()
 
-    async def stop(self, grace: float, by: str = "") -> None:
+    async def stop(self, grace: float, by: str = "", asked: bool = True) -> None:
         """End it; returns when it has ended. Nothing to do for one that is dead. `by`: who wants that, as
-        "from 10.0.0.7"."""
+        "from 10.0.0.7"; not `asked`: nobody does, and it is kept for those who wonder."""
         if self.state == DEAD:
             return
-        self._by = by
+        self._by, self._asked = by, asked
         done: defer.Deferred[None] = defer.Deferred()
         self._dead.append(done)
         self._perform(self._life.stop(grace))
@@ -255,6 +257,13 @@ class Engine:
         link.on_cut = lambda _: self._attachment()
         link.on_resumed = self._attachment
         self._attachment()
+
+    def use(self, cpu: Mapping[int, float]) -> Look:
+        """What use is made of it now; `cpu`: processor time by session. For one that runs."""
+        assert self._channels is not None and self.record.identity is not None
+        channels = self._channels
+        spent = cpu.get(self.record.identity.pid, 0.0)
+        return Look(bool(self._attached()), channels.busy, channels.journal.end, spent)
 
     def _attached(self) -> list[Link]:
         """The links that have a connection now."""

@@ -5,8 +5,10 @@ The one module of the proxy that knows the platform.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +36,18 @@ def identify(pid: int) -> Identity | None:
     if fields[0] in "ZX":
         return None
     return Identity(boot=boot_id(), pid=pid, started=int(fields[19]), uid=owner)
+
+
+def cpu_by_session() -> dict[int, float]:
+    """Seconds of processor time that the processes of each session (setsid(2)) have taken, with that of their
+    children which have ended."""
+    tick, found = os.sysconf("SC_CLK_TCK"), Counter[int]()
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+                found[int(fields[3])] += sum(map(int, fields[11:15]))
+    return {session: ticks / tick for session, ticks in found.items()}
 
 
 def sweep(pid: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from sksd import paths
 from sksd.errors import EnvironmentExists, NoSuchEnvironment, NothingRequired
 from sksd.proxy import requirements
 from sksd.proxy.activation import Activations
@@ -76,6 +77,13 @@ class SpinningUp:
     ) -> messages.BegunEngine:
         python = found.prefix.python
         assert python is not None
+        cwd = wish.cwd
+        if paths.guest():
+            # The account's own home is everybody's who comes as a guest.
+            home = str(paths.private(paths.guest_home()))
+            cwd = cwd or home
+            variables["HOME"] = home
+            variables.pop(paths.GUEST, None)
         for name, value in wish.variables.items():
             if value is None:
                 variables.pop(name, None)
@@ -90,7 +98,7 @@ class SpinningUp:
             arguments=[python, "-Xfrozen_modules=off", "-c", BOOT, MODULES[kernel.package], "-f", CONNECTION_FILE],
             # The wire takes only UTF-8: a kernel without such a variable is better than none.
             variables={name: value for name, value in variables.items() if _is_utf8(name + value)},
-            cwd=wish.cwd,
+            cwd=cwd,
             linger=wish.linger,
             timeout=wish.timeout,
             label=wish.label,

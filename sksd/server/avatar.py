@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 from twisted.spread import pb
 from zope.interface import implementer
 
-from sksd.errors import KernelLimit, SksdError
+from sksd.errors import KernelLimit, KernelLimitOfUser, SksdError
 from sksd.interfaces import IAvatar
 from sksd.server.proxies import UserProxy
 from sksd.wire import messages, names
 from sksd.wire.broker import Remote
 from sksd.wire.calls import tell
 from sksd.wire.changes import CHANGE_LIMIT, CancelTask, Changed, Changing, Plan
+from sksd.wire.who import account_of, guest_of
 
 #: Seconds that a call may take in the proxy beyond what the kernel itself is given.
 _MARGIN = 30.0
@@ -44,8 +46,9 @@ class Observer(Remote):
 class Avatar(Changing):
     """One login of one person. Logging out detaches; it never ends an engine.
 
-    `describe(user)` makes the answer to `host`; `room` is the host's; `ticket(user, engine)` makes a link's ticket,
-    where the proxy did not. `over(user)` is told when the login is; `record(event, **fields)` writes its audit log.
+    `describe(user)` makes the answer to `host`; `room()` is what a kernel that starts is within; `over(user)` is
+    told when the login is. `ticket(user, engine)` makes a link's ticket, where the proxy did not; `record(event,
+    **fields)` writes its audit log.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Avatar(Changing):
         mind: pb.RemoteReference | None,
         proxy: UserProxy,
         describe: Callable[[str], messages.Host],
-        room: Room,
+        room: Callable[[], AbstractContextManager[None]],
         ticket: Callable[[str, str], str],
         over: Callable[[str], None],
         record: Callable[..., None],
@@ -86,7 +89,7 @@ class Avatar(Changing):
 
     async def remote_host(self, request: dict[str, Any]) -> messages.Host:
         """What this host is and offers."""
-        return self._describe(self.user)
+        return self._describe(account_of(self.user))
 
     async def remote_environments(self, request: dict[str, Any]) -> messages.Environments:
         """The person's environments, read afresh."""
@@ -113,12 +116,14 @@ class Avatar(Changing):
         relayed = Observer(observer) if observer is not None else None
         timeout = wish.timeout + _MARGIN + (CHANGE_LIMIT if wish.create or wish.mend else 0.0)
         try:
-            with self._room.taken():
+            with self._room():
                 outcome = await self._proxy.call("spin_up", wish, messages.Outcome, relayed, timeout=timeout)
         except SksdError as error:
             return messages.Outcome(
                 outcome=names.REFUSED, code=error.code, message=str(error), fields=error.fields
             )
+        if outcome.outcome == names.STARTED and guest_of(self.user):
+            outcome.outcome = names.STARTED_AS_GUEST
         if outcome.engine is not None:
             if outcome.outcome == names.CREATED:
                 self._record("environment-changed", environment=outcome.engine.prefix, change="create_environment")
@@ -208,20 +213,27 @@ def _origin(mind: pb.RemoteReference | None) -> str:
 
 
 class Room:
-    """How many more kernels this host takes. Those that are just starting count, or many at once would all fit."""
+    """How many more kernels this host takes. Those that are just starting count, or many at once would all fit.
 
-    def __init__(self, limit: int, running: Callable[[], int]) -> None:
+    `running()` answers how many run, by account.
+    """
+
+    def __init__(self, limit: int, running: Callable[[], Counter[str]]) -> None:
         self._limit = limit
         self._running = running
-        self._starting = 0
+        self._starting: Counter[str] = Counter()
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """A place for one that is being started, from now to the end of the block; raises KernelLimit."""
-        if self._running() + self._starting >= self._limit:
+    def taken(self, account: str, limit: int | None) -> Iterator[None]:
+        """A place for one that is being started, from now to the end of the block. `limit`: the account's own.
+        Raises KernelLimit, KernelLimitOfUser."""
+        taken = self._running() + self._starting
+        if limit is not None and taken[account] >= limit:
+            raise KernelLimitOfUser(limit=limit)
+        if taken.total() >= self._limit:
             raise KernelLimit(limit=self._limit)
-        self._starting += 1
+        self._starting[account] += 1
         try:
             yield
         finally:
-            self._starting -= 1
+            self._starting[account] -= 1

@@ -77,6 +77,10 @@ def _account(text: str, machine: Machine) -> str:
     return text
 
 
+def _account_or_none(text: str, machine: Machine) -> str:
+    return _account(text, machine) if text else ""
+
+
 def _limit(text: str, machine: Machine) -> int | None:
     found = re.fullmatch(r"([0-9]{1,12}) ?([KMG]?)B?", text.upper())
     if text and (found is None or not int(found[1])):
@@ -123,6 +127,17 @@ def _maximum(text: str, machine: Machine) -> int:
     if not 1 <= value <= 10_000:
         raise ValueError(f"it is {value} on this machine, and must be from 1 to 10000")
     return value
+
+
+def _maximum_or_any(text: str, machine: Machine) -> int | None:
+    return _maximum(text, machine) if text else None
+
+
+def _duration(text: str, machine: Machine) -> float | None:
+    found = re.fullmatch(r"([0-9]{1,9}) ?(|s|seconds?|min|minutes?|h|hours?)", text.lower())
+    if text and (found is None or not int(found[1])):
+        raise ValueError("it must be a number of seconds, or as `90 s`, `30 min`, `2 h`, or empty")
+    return float(int(found[1]) * {"h": 3600, "m": 60}.get(found[2][:1], 1)) if found else None
 
 
 def _size(text: str, machine: Machine) -> int:
@@ -186,6 +201,30 @@ KEYS: Final = (
     ),
     Key("sksd", "run_as", _account, "_sksd", "With mode = system, whom the part that reads the network runs as."),
     Key("sksd", "allow_root", _switch, "no", "With mode = system, whether root may log in."),
+    Key(
+        "sksd",
+        "allow_users",
+        _patterns,
+        "",
+        "With mode = system, who may log in: accounts or patterns, separated by commas. Empty: everybody.",
+        several_lines=True,
+    ),
+    Key(
+        "sksd",
+        "deny_users",
+        _patterns,
+        "",
+        "With mode = system, who may not, whatever else allows it: accounts or patterns.",
+        several_lines=True,
+    ),
+    Key(
+        "sksd",
+        "allow_groups",
+        _patterns,
+        "",
+        "With mode = system, groups whose members may log in, too: names or patterns.",
+        several_lines=True,
+    ),
     Key("sksd", "enable", _switch, "yes", "`no`: the daemon refuses to start."),
     Key("sksd", "name", _pretty, "", "The name under which people find this host. Empty: the machine's name."),
     Key("sksd", "description", _line, "", "One line about this host, for people."),
@@ -213,9 +252,33 @@ KEYS: Final = (
         "4 * CORES",
         "How many kernels may run at once: a number, or arithmetic on CORES.",
     ),
+    Key(
+        "kernels",
+        "max_kernels_per_user",
+        _maximum_or_any,
+        "",
+        "How many kernels of one user may run at once: a number, or arithmetic on CORES. Empty: max_kernels.",
+    ),
+    Key("kernels", "idle_timeout", _duration, "", "How long a kernel may go unused before it is stopped."),
     Key("kernels", "log_size", _size, "1M", "How much of what each kernel's process writes is kept in its log."),
     Key("kernels", "journal_size", _large_size, "256M", "How much of what each kernel has said is kept on disk."),
     Key("kernels", "buffer_size", _large_size, "1024M", "How much may wait on disk for a front end that is cut."),
+    Key(
+        "guest",
+        "guest_account",
+        _account_or_none,
+        "",
+        "With mode = system, the account that guests share, who need no password. Empty: there are none.",
+    ),
+    Key("guest", "guest_unknown", _switch, "no", "Whether somebody whose name no account has comes in as a guest."),
+    Key(
+        "guest",
+        "guest_can_manage_environments",
+        _switch,
+        "no",
+        "Whether guests may make, change and remove the environments that they share.",
+    ),
+    Key("guest", "max_guests", _maximum, "2 * CORES", "How many guests there may be at once."),
     Key("limits", "memory", _limit, "", "With mode = system, bytes of address space of each process. Empty: any."),
     Key("limits", "processes", _limit, "", "With mode = system, processes and threads of each user. Empty: any."),
     Key("limits", "open_files", _limit, "", "With mode = system, open files of each process. Empty: any."),
@@ -270,7 +333,11 @@ KEYS: Final = (
     ),
     Key("environments", "offline", _switch, "no", "Whether environments are made from the package cache alone."),
 )
+#: Keys that a section [user NAME] may have, for that account alone.
+OF_USER: Final = ("max_kernels_per_user", "idle_timeout", "exclude_environments", "may_create")
 _KNOWN: Final = {(key.section, key.name): key for key in KEYS}
+_OF_USER: Final = {key.name: key for key in KEYS if key.name in OF_USER}
+_USER: Final = re.compile(r"user ([^\s:/,]{1,32})")
 _SECTIONS: Final = tuple(dict.fromkeys(key.section for key in KEYS))
 
 
@@ -284,6 +351,10 @@ class Configuration:
     #: The account's name, which need not exist.
     run_as: str
     allow_root: bool
+    #: fnmatch patterns of names.
+    allow_users: tuple[str, ...]
+    deny_users: tuple[str, ...]
+    allow_groups: tuple[str, ...]
     enable: bool
     #: Pretty name, never empty.
     name: str
@@ -303,10 +374,19 @@ class Configuration:
     client_ca: Path | None
     #: At least 1.
     max_kernels: int
+    #: None: as many as there may be in all.
+    max_kernels_per_user: int | None
+    #: Seconds; None: no kernel is stopped for it.
+    idle_timeout: float | None
     #: Bytes kept of each kernel's log.
     log_size: int
     journal_size: int
     buffer_size: int
+    #: The account's name, which need not exist; empty: no guests.
+    guest_account: str
+    guest_unknown: bool
+    guest_can_manage_environments: bool
+    max_guests: int
     #: setrlimit(2)'s RLIMIT_AS, RLIMIT_NPROC and RLIMIT_NOFILE, or None.
     memory: int | None
     processes: int | None
@@ -323,6 +403,8 @@ class Configuration:
     channels: tuple[str, ...]
     allow_channels: tuple[str, ...]
     offline: bool
+    #: By account, what its section says otherwise.
+    users: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     file: Path | None = None
     lines: Mapping[tuple[str, str], int] = attrs.field(factory=dict, repr=False, eq=False)
 
@@ -330,6 +412,10 @@ class Configuration:
         """The line of a key, for the error that its value causes later (PortBusy); 0 when it was not
         given."""
         return self.lines.get((section, name), 0)
+
+    def of(self, account: str) -> Configuration:
+        """What holds for one account: its section [user NAME] wins."""
+        return attrs.evolve(self, **self.users.get(account, {}))
 
     def check_enabled(self) -> None:
         """Called by the service before it starts; raises ConfigurationError when `enable` is no."""
@@ -458,24 +544,30 @@ def _values(path: Path, machine: Machine) -> tuple[dict[str, Any], dict[tuple[st
     def wrong(line: int, problem: str) -> ConfigurationError:
         return ConfigurationError(file=str(path), line=line, problem=problem)
 
+    known_sections = (*_SECTIONS, "user NAME")
     for section in parser.sections():
-        if section not in _SECTIONS:
-            raise wrong(_section_line(lines, section), f"unknown section [{section}]{_hint(section, _SECTIONS)}")
+        if section not in _SECTIONS and not _USER.fullmatch(section):
+            hint = _hint(section, known_sections)
+            raise wrong(_section_line(lines, section), f"unknown section [{section}]{hint}")
     values: dict[str, Any] = {}
+    users: dict[str, dict[str, Any]] = {}
     for (section, name), line in places.items():
-        key = _KNOWN.get((section, name))
+        user = _USER.fullmatch(section)
+        key = _OF_USER.get(name) if user else _KNOWN.get((section, name))
         if key is None:
             elsewhere = next((key.section for key in KEYS if key.name == name), None)
-            known = tuple(key.name for key in KEYS if key.section == section)
+            known = OF_USER if user else tuple(key.name for key in KEYS if key.section == section)
             hint = f": it belongs into [{elsewhere}]" if elsewhere else _hint(name, known)
             raise wrong(line, f"unknown key {name} in [{section}]{hint}")
         text = parser.get(section, name)
         try:
             if "\n" in text and not key.several_lines:
                 raise ValueError("the next line is indented and so belongs to it, but it takes one line only")
-            values[key.name] = key.parse(text, machine)
+            said = users.setdefault(user[1], {}) if user else values
+            said[key.name] = key.parse(text, machine)
         except ValueError as error:
             raise wrong(line, f"{name} = {' '.join(text.split())[:80]}: {error}") from None
+    values["users"] = users
     if (values.get("certificate") is None) != (values.get("key") is None):
         given, other = ("certificate", "key") if values.get("certificate") else ("key", "certificate")
         raise wrong(places["tls", given], f"{given} is given without {other}: give both or neither")

@@ -17,6 +17,7 @@ from sksd.link.protocol import tune
 from sksd.server.audit import Audit
 from sksd.server.door import Visit
 from sksd.wire.names import PREAMBLE_LINK
+from sksd.wire.who import account_of
 
 log = Logger()
 
@@ -75,7 +76,7 @@ class LinkDoor(protocol.Protocol):
     async def _join(self, hello: Hello) -> None:
         try:
             user, engine, reach = await self._admit(hello.ticket)
-            self._visit.welcome(user)
+            self._visit.welcome(account_of(user))
         except SksdError as error:
             self._denied(error)
             return

@@ -27,6 +27,7 @@ from sksd.wire.broker import LimitedBroker, Remote
 from sksd.wire.handshake import channel_binding
 from sksd.wire.names import METHOD_SSH_KEY, PROTOCOLS
 from sksd.wire.sshkey import Attempt
+from sksd.wire.who import account_of, guest_of
 
 log = Logger()
 
@@ -163,7 +164,7 @@ class LoginRoot(Remote):
             raise NotAllowed(problem="the connection is gone")
         avatar: Any = made
         try:
-            self._visit.welcome(avatar.user)
+            self._visit.welcome(account_of(avatar.user))
         except TooManyConnections:
             logout()
             raise
@@ -172,7 +173,7 @@ class LoginRoot(Remote):
         record("login", user=avatar.user, port=self._visit.port)
         self._broker.notifyOnDisconnect(logout)
         self._broker.notifyOnDisconnect(lambda: record("logout", user=avatar.user))
-        return messages.LoggedIn(user=avatar.user), avatar
+        return messages.LoggedIn(user=account_of(avatar.user), guest=bool(guest_of(avatar.user))), avatar
 
     def _secret(self, login: messages.Login) -> str:
         """What the gate is given to check."""

@@ -17,7 +17,7 @@ import msgspec
 
 import sksd
 import twisted
-from sksd.errors import CannotWrite, NeedsRoot, NoRunAs, NotForOthers
+from sksd.errors import CannotWrite, NeedsRoot, NoGuestAccount, NoRunAs, NotForOthers
 from sksd.server.configuration import Configuration
 
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -39,6 +39,18 @@ def daemon_account(configuration: Configuration) -> pwd.struct_passwd:
         key = "run_as" if configuration.line("sksd", "run_as") else "mode"
         raise NoRunAs(account=configuration.run_as, **place(key))
     return found
+
+
+def check_guest(configuration: Configuration) -> None:
+    """Whether guests' account can be used, where one is named. Raises NoGuestAccount."""
+    name = configuration.guest_account
+    try:
+        usable = not name or (pwd.getpwnam(name).pw_uid != 0 and name != configuration.run_as)
+    except KeyError:
+        usable = False
+    if not usable:
+        line = configuration.line("guest", "guest_account")
+        raise NoGuestAccount(file=str(configuration.file), line=line, account=name)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from sksd.wire.broker import Remote
 from sksd.wire.calls import Caller
 from sksd.wire.names import DEAD, PROTOCOL
 from sksd.wire.reaching import Connecting
+from sksd.wire.who import guest_of
 
 log = Logger()
 
@@ -28,6 +29,8 @@ FIRST_CALL: Final = 15.0
 AGAIN: Final = (0.0, 0.5, 2.0, 10.0)
 #: Seconds a proxy without engines is held on a shared host after its user's last login is over.
 LET_GO: Final = 60.0
+#: Of a guest, of whom nothing is to stay.
+LET_GO_GUEST: Final = 5.0
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -151,7 +154,12 @@ class UserProxy:
         """Called on a shared host when a login is over: a proxy that nobody needs is let go of, and then ends."""
         self._resting = True
         if self._unneeded() and self._letting_go is None:
-            self._letting_go = self._reactor.callLater(LET_GO, self._let_go)
+            self._letting_go = self._reactor.callLater(LET_GO_GUEST if guest_of(self.user) else LET_GO, self._let_go)
+
+    @property
+    def over(self) -> bool:
+        """Nobody is logged in as this user, and nothing is known to run."""
+        return self._root is None and self._reaching is None and not self.listeners and not self.running
 
     def _unneeded(self) -> bool:
         return self._root is not None and not self.listeners and not self.running

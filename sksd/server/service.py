@@ -9,6 +9,7 @@ import platform
 import resource
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from twisted.internet import defer, task
 from twisted.logger import Logger
 
 from sksd import __version__, paths
-from sksd.errors import AlreadyRunning, CannotWrite, SksdError
+from sksd.errors import AlreadyRunning, CannotWrite, SksdError, TooManyGuests
 from sksd.interfaces import IGate
 from sksd.server import audit, certificate, listening, privileges, system, token
 from sksd.server.avatar import Avatar, Room
@@ -41,6 +42,7 @@ from sksd.wire.broker import BrokerFactory, LimitedBroker
 from sksd.wire.local import Note, read_note
 from sksd.wire.names import DEAD, FEATURES, PROTOCOL
 from sksd.wire.tickets import Tickets
+from sksd.wire.who import account_of, guest_of
 
 log = Logger()
 
@@ -85,7 +87,7 @@ class Daemon(service.Service):
         self._publisher: Any = None
         self._looking = task.LoopingCall(self._announce_environments)
         self._looking.clock = reactor
-        self._room = Room(configuration.max_kernels, self._running)
+        self._room = Room(configuration.max_kernels, self._running_by_account)
 
     # -- what the service is asked by twistd ------------------------------------------------------------------------
 
@@ -196,16 +198,27 @@ class Daemon(service.Service):
         )
 
     def _avatar(self, user: str, mind: Mind) -> Avatar:
+        account = account_of(user)
+        if guest_of(user):
+            self._admit_guest(user)
         return Avatar(
             user,
             mind.reference,
             self._proxy(user),
             self._describe,
-            self._room,
+            partial(self._room.taken, account, self._configuration.of(account).max_kernels_per_user),
             self._gate.ticket,
             self._over,
             partial(mind.record, user=user),
         )
+
+    def _admit_guest(self, user: str) -> None:
+        """Raises TooManyGuests: each has processes."""
+        self._proxies = {name: each for name, each in self._proxies.items() if not (guest_of(name) and each.over)}
+        others = sum(bool(guest_of(name)) for name in self._proxies if name != user)
+        if others >= self._configuration.max_guests:
+            self._gate.leave(user)
+            raise TooManyGuests(limit=self._configuration.max_guests)
 
     def _over(self, user: str) -> None:
         self._gate.leave(user)
@@ -214,18 +227,20 @@ class Daemon(service.Service):
 
     def _proxy(self, user: str) -> UserProxy:
         if user not in self._proxies:
+            told = self._configuration.of(account_of(user))
             settings = messages.Settings(
-                exclude=list(self._configuration.exclude_environments),
-                paths=list(self._configuration.paths),
-                log_size=self._configuration.log_size,
-                journal_size=self._configuration.journal_size,
-                buffer_size=self._configuration.buffer_size,
-                backend=self._configuration.backend,
-                backend_executable=self._configuration.backend_executable,
-                channels=list(self._configuration.channels),
-                allow_channels=list(self._configuration.allow_channels),
-                offline=self._configuration.offline,
-                may_create=self._configuration.may_create,
+                exclude=list(told.exclude_environments),
+                paths=list(told.paths),
+                log_size=told.log_size,
+                journal_size=told.journal_size,
+                buffer_size=told.buffer_size,
+                idle_timeout=told.idle_timeout,
+                backend=told.backend,
+                backend_executable=told.backend_executable,
+                channels=list(told.channels),
+                allow_channels=list(told.allow_channels),
+                offline=told.offline,
+                may_create=told.may_create and (not guest_of(user) or told.guest_can_manage_environments),
             )
             proxy = UserProxy(self._reactor, self._gate, user, settings, self._count)
             proxy.on_event = partial(self._ended, user)
@@ -237,7 +252,13 @@ class Daemon(service.Service):
             self._audit.record("engine-ended", user=user, engine=event.engine.id, reason=event.engine.reason)
 
     def _running(self) -> int:
-        return sum(len(proxy.running) for proxy in self._proxies.values())
+        return self._running_by_account().total()
+
+    def _running_by_account(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for user, proxy in self._proxies.items():
+            found[account_of(user)] += len(proxy.running)
+        return found
 
     def _count(self) -> None:
         if self._publisher is not None:

@@ -186,20 +186,23 @@ class SystemGate:
         self._waiting = _Readable(self._reactor, self._local, self._accept)
 
     def methods(self) -> list[str]:
-        """The account's own password and SSH keys. On this machine nothing is needed, which no list has to tell."""
-        return [wire.PASSWORD, wire.SSH_KEY] if self._ssh_keys else [wire.PASSWORD]
+        """The account's own password and SSH keys, and guests. On this machine nothing is needed, which no list has
+        to tell."""
+        keys = [wire.SSH_KEY] if self._ssh_keys else []
+        return [wire.PASSWORD, *keys, *([wire.GUEST] if self._order["guest"] else [])]
 
     async def nonce(self) -> str:
         """The gate's own, so that no daemon can use a signature twice."""
         return str((await self._ask(wire.NONCE))[0]["nonce"]) if self._ssh_keys else ""
 
     async def check(self, method: str, user: str, password: str, peer: IAddress | None) -> str:
-        """By password, through PAM; by SSH key; `local` for a peer on this machine."""
+        """By password, through PAM; by SSH key; `local` for a peer on this machine; `guest` with a token in the
+        password's place. A guest is answered as `sksd.wire.who.guest_name` has it."""
         if method == wire.LOCAL and isinstance(peer, LocalPeer):
             said, peer.said = peer.said, None
             if said is None:
                 raise NotAllowed(problem="this connection has logged in already")
-        elif method == wire.PASSWORD:
+        elif method in (wire.PASSWORD, wire.GUEST) and method in self.methods():
             rhost = "localhost" if isinstance(peer, LocalPeer) else str(getattr(peer, "host", ""))
             said, _ = await self._ask(wire.CHECK, method=method, user=user, secret=password, rhost=rhost)
         elif method in self.methods():
@@ -350,6 +353,7 @@ def _entered(said: dict[str, Any], user: str) -> tuple[str, str]:
 
 def prepare(reactor: Any, configuration: Configuration, account: pwd.struct_passwd) -> SystemGate:
     """All that the gate needs, as root, before it is started. Raises an SksdError for each thing that is missing."""
+    privileges.check_guest(configuration)
     privileges.check_installation(account)
     if ctypes.util.find_library("pam") is None:
         raise NoPAM()
@@ -374,6 +378,13 @@ def prepare(reactor: Any, configuration: Configuration, account: pwd.struct_pass
     order = {
         "secret": str(closed / "secret"),
         "closed": [account.pw_uid] + [0] * (not configuration.allow_root),
+        "rules": {
+            "allow_users": configuration.allow_users,
+            "deny_users": configuration.deny_users,
+            "allow_groups": configuration.allow_groups,
+        },
+        "guest": configuration.guest_account,
+        "cast": bool(configuration.guest_account) and configuration.guest_unknown,
         "lang": os.environ.get("LANG", "C.UTF-8"),
         "limits": {name: value for name, value in limits.items() if value},
     }

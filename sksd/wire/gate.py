@@ -27,6 +27,7 @@ PASSWORD: Final = "password"
 SSH_KEY: Final = "ssh-key"
 LOCAL: Final = "local"
 TICKET: Final = "ticket"
+GUEST: Final = "guest"
 
 #: Why not (`reason`): the credentials are wrong; right, but the account may not come in (`problem`); a ticket is not
 #: good; a proxy cannot be had (`problem`); the request is not of this contract, or its grant is not open.

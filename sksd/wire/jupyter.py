@@ -48,7 +48,12 @@ def content_of(key: bytes, frames: Sequence[bytes]) -> dict[str, Any] | None:
 
 
 class _Header(msgspec.Struct):
-    msg_type: str
+    msg_type: str = ""
+    msg_id: str = ""
+
+
+class _Status(msgspec.Struct):
+    execution_state: str = ""
 
 
 class _Mark(msgspec.Struct):
@@ -76,11 +81,20 @@ def read(key: bytes, frames: Sequence[bytes]) -> Message | None:
 
 def is_status(frames: Sequence[bytes]) -> bool:
     """Whether it says no more than that the kernel is busy, idle or starting."""
+    return status(frames) is not None
+
+
+def status(frames: Sequence[bytes]) -> tuple[str, str] | None:
+    """What a message of type "status" says: the id of the request that it is about, and "busy", "idle" or
+    "starting"; None for any other message."""
     parts = _parts(frames)
     try:
-        return parts is not None and msgspec.json.decode(parts[1], type=_Header).msg_type == "status"
+        if parts is None or msgspec.json.decode(parts[1], type=_Header).msg_type != "status":
+            return None
+        request = msgspec.json.decode(parts[2], type=_Header).msg_id
+        return request, msgspec.json.decode(parts[4], type=_Status).execution_state
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return False
+        return None
 
 
 def as_past(key: bytes, frames: Sequence[bytes], left: int) -> list[bytes]:

@@ -370,6 +370,8 @@ class Settings(Request):
     log_size: Annotated[int, Meta(ge=4096)] = 1024 * 1024
     journal_size: Annotated[int, Meta(ge=65536)] = 256 * 1024 * 1024
     buffer_size: Annotated[int, Meta(ge=65536)] = 1024 * 1024 * 1024
+    #: Seconds after which an engine that nobody uses is stopped; None: never.
+    idle_timeout: Annotated[float, Meta(gt=0)] | None = None
     backend: Backend = "rattler"
     backend_executable: str = ""
     channels: list[str] = []

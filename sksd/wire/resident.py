@@ -155,7 +155,9 @@ def run(path: Path, begin: Callable[[Any], Resident], end: Callable[[], None]) -
     try:
         paths.private(paths.runtime())
         paths.private(paths.state())
-        lock = _lock(path.with_suffix(".lock"))
+        held = lock(path.with_suffix(".lock"))
+        # What a guest has left may have been taken away until now.
+        paths.private(paths.state())
         resident = begin(running)
         path.unlink(missing_ok=True)
         factory = protocol.Factory.forProtocol(lambda: Entrance(resident))
@@ -168,7 +170,7 @@ def run(path: Path, begin: Callable[[Any], Resident], end: Callable[[], None]) -
     running.addSystemEventTrigger("before", "shutdown", end)
     running.run()
     path.unlink(missing_ok=True)
-    os.close(lock)
+    os.close(held)
 
 
 def _answer(said: dict[str, Any]) -> None:
@@ -180,18 +182,22 @@ def _answer(said: dict[str, Any]) -> None:
     os.close(nothing)
 
 
-def _lock(path: Path) -> int:
+def lock(path: Path) -> int:
+    """The descriptor that holds the lock of a resident process. Raises ProxyFailed, CannotWrite."""
     end = time.monotonic() + LOCK_LIMIT
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return lock
-            except BlockingIOError:
-                # One that is just ending still holds it, for a moment.
-                if time.monotonic() > end:
-                    raise ProxyFailed(user="this user", problem="another one holds its lock") from None
+            held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Who held it may have removed the file.
+                if os.path.samestat(os.fstat(held), os.stat(path)):
+                    return held
+            os.close(held)
+            # One that is just ending still holds it, for a moment.
+            if time.monotonic() > end:
+                raise ProxyFailed(user="this user", problem="another one holds its lock")
             time.sleep(0.02)
+            paths.private(path.parent)
     except OSError as failed:
         raise CannotWrite(path=str(path), problem=failed.strerror or str(failed)) from None

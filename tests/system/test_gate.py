@@ -46,7 +46,7 @@ class TakenOver(HostCase):
         self.daemon.settimeout(LIMIT)
         self.addCleanup(self.local.close)
         order = {
-            "secret": str(self.secret), "lang": "C.UTF-8", "limits": {},
+            "secret": str(self.secret), "lang": "C.UTF-8", "limits": {}, "rules": {}, "guest": "", "cast": False,
             "closed": [0, pwd.getpwnam(self.host.daemon_account).pw_uid],
         }  # fmt: skip
         self.process = Process()

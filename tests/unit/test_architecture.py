@@ -32,12 +32,14 @@ PURE = [
     "link/chunks.py",
     "link/zmtp.py",
     "keeper/lifecycle.py",
+    "keeper/idle.py",
     "wire/messages.py",
     "wire/announcement.py",
     "client/backoff.py",
     "wire/sshkey.py",
     "wire/authorized_keys.py",
     "wire/tickets.py",
+    "wire/who.py",
     "gate/grants.py",
     "server/arithmetic.py",
     "server/throttle.py",
@@ -88,6 +90,8 @@ class Directions(unittest.TestCase):
             texts = [
                 node.body[0] for node in ast.walk(tree) if isinstance(node, kinds) and ast.get_docstring(node)
             ]
+            # Nor is what it imports counted: that is held by name, below.
+            texts += [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
             skipped = {line for text in texts for line in range(text.lineno, (text.end_lineno or 0) + 1)}
             lines = enumerate(path.read_text().splitlines(), 1)
             code += sum(bool(line.strip()) and line.strip()[0] != "#" and n not in skipped for n, line in lines)

@@ -90,13 +90,18 @@ class ValueTests(Files):
     def test_everything(self) -> None:
         found = self.read(
             "\ufeff[sksd]\r\nmode = system\nenable=on\nName = Lab = 7 %\ndescription = é\nlisten = ::1\n"
+            "allow_users = a*, bob\ndeny_users = eve\nallow_groups = lab\n"
             "port=8443\nannounce = no\nannounce_environments = TRUE\nssh_keys = no\naudit = file\n"
             "[tls]\ncertificate = /c.pem\nkey = ~/k.pem\nclient_ca = /ca.pem\n"
             "[kernels]\nmax_kernels = max(1, CORES // 4)\nlog_size = 64 K\njournal_size = 2M\n"
+            "max_kernels_per_user = 2 * CORES\nidle_timeout = 90 min\n"
+            "[guest]\nguest_account = visitor\nguest_unknown = yes\nguest_can_manage_environments = yes\n"
+            "max_guests = CORES / 2\n"
             "[limits]\nmemory = 8 G\nopen_files = 1024\n"
             "[environments]\nexclude_environments =\npaths = /a,\n  # a comment\n  /b/*, ~/c\n"
             "may_create = no\nbackend = mamba\nbackend_executable = /opt/mamba\nchannels = a, b\n"
             "allow_channels = a\noffline = yes\n"
+            "[user ada]\nidle_timeout =\nmax_kernels_per_user = 3\n[user Bob]\nmay_create = yes\n"
         )
         home = Path("~").expanduser()
         self.assertEqual(
@@ -105,6 +110,9 @@ class ValueTests(Files):
                 mode="system",
                 run_as="_sksd",
                 allow_root=False,
+                allow_users=("a*", "bob"),
+                deny_users=("eve",),
+                allow_groups=("lab",),
                 enable=True,
                 name="Lab = 7 %",
                 description="é",
@@ -118,9 +126,15 @@ class ValueTests(Files):
                 key=home / "k.pem",
                 client_ca=Path("/ca.pem"),
                 max_kernels=1,
+                max_kernels_per_user=12,
+                idle_timeout=5400.0,
                 log_size=65536,
                 journal_size=2 * 1024**2,
                 buffer_size=1024**3,
+                guest_account="visitor",
+                guest_unknown=True,
+                guest_can_manage_environments=True,
+                max_guests=3,
                 memory=8 * 1024**3,
                 processes=None,
                 open_files=1024,
@@ -132,11 +146,21 @@ class ValueTests(Files):
                 channels=("a", "b"),
                 allow_channels=("a",),
                 offline=True,
+                users={"ada": {"idle_timeout": None, "max_kernels_per_user": 3}, "Bob": {"may_create": True}},
                 file=self.path,
             ),
         )
-        self.assertEqual(found.line("sksd", "port"), 7)
-        self.assertEqual(found.line("environments", "paths"), 25)
+        self.assertEqual(found.line("sksd", "port"), 10)
+        self.assertEqual(found.line("environments", "paths"), 35)
+        ada = found.of("ada")
+        self.assertEqual((ada.idle_timeout, ada.max_kernels_per_user, ada.may_create), (None, 3, False))
+        self.assertTrue(found.of("Bob").may_create)
+        self.assertEqual(found.of("eve"), found)
+
+    def test_durations(self) -> None:
+        texts = {"": None, "7": 7.0, "90 s": 90.0, "2 Minutes": 120.0, "30min": 1800.0, "2 h": 7200.0}
+        for text, seconds in texts.items():
+            self.assertEqual(self.read(f"[kernels]\nidle_timeout = {text}\n").idle_timeout, seconds, text)
 
     def test_wrong_values(self) -> None:
         for section, line, word in (
@@ -158,6 +182,13 @@ class ValueTests(Files):
             ("kernels", "max_kernels = CORES / 100", "it is 0 on this machine"),
             ("kernels", "max_kernels = CORE * 4", "only numbers, CORES"),
             ("kernels", "max_kernels = 10001", "to 10000"),
+            ("kernels", "max_kernels_per_user = 0", "from 1"),
+            ("kernels", "idle_timeout = 0 h", "a number of seconds"),
+            ("kernels", "idle_timeout = 3 weeks", "a number of seconds"),
+            ("user ada", "idle_timeout = soon", "a number of seconds"),
+            ("user ada", "port = 7", "unknown key port in [user ada]"),
+            ("guest", "guest_account = a b", "name of an account"),
+            ("guest", "max_guests = 0", "from 1"),
             ("kernels", "log_size = 1G", "K or M"),
             ("kernels", "log_size = 1", "from 4K"),
             ("kernels", "log_size = 2000M", "1024M"),
@@ -189,7 +220,8 @@ class SyntaxTests(Files):
         self.refused("[sksd]\nport = 1\nmax_kernels = 4\n", 3, "it belongs into [kernels]")
         self.refused("\n[kernel]\n", 2, "unknown section [kernel]: did you mean kernels?")
         self.refused("[DEFAULT]\nport = 1\n", 1, "unknown section [DEFAULT]")
-        self.refused("[guest]\n", 1, "unknown section [guest]")
+        self.refused("[guests]\n", 1, "unknown section [guests]")
+        self.refused("[user]\n", 1, "unknown section [user]")
 
     def test_line_is_exact_behind_lists_and_comments(self) -> None:
         text = "[environments]\npaths = /a,\n  /b\n\n; c\n# d\n[sksd]\nname = a\nport = x\n"
