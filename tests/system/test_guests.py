@@ -126,7 +126,7 @@ class Guests(AccountCase):
     async def test_who_is_a_guest(self) -> None:
         daemon = await self.start()
         connection = await self.connect()
-        self.assertEqual(connection.welcome.methods, ["password", "guest"])
+        self.assertEqual(connection.welcome.methods, ["password", "ssh-key", "guest"])
         await self.refused(LoginRefused, "nobody-of-that-name", "x")
         for bad in ("", "short", "é" * 31):
             with self.assertRaises(LoginRefused):

@@ -53,7 +53,7 @@ class Use(unittest.TestCase):
             ["start", "local", "e", "--env", "novalue"], ["console", "local", "e", "--engine", "x"],
             ["console", "local", "--json"], ["relay", "local", "e", "--engine", "x"], ["trust"],
             ["trust", "lab", "--list"], ["trust", "lab", "--fingerprint", "abc"],
-            ["log", "local", "x", "-f", "--json"], ["env"], ["env", "create", "local"], ["env", "nonsense"],
+            ["env"], ["env", "create", "local"], ["env", "nonsense"],
             ["env", "change", "local", "e"], ["env", "change", "local", "e", "--update-all", "--remove", "x"],
             ["env", "remove", "local", "e"], ["env", "create", "local", "e", "--file", "/no/such/file.yml"],
             ["env", "create", "local", "e", "--file", "/etc/passwd"], ["start", "local", "e", "--file", "/no/such"],
