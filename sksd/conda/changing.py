@@ -61,9 +61,11 @@ async def update(work: Work) -> Done:
     locked = [] if everything else _kept(work.prefix, installed, without=named)
     if not job.specs and job.pip:
         return await _changed(work, installed, locked, asked, update=[], pip=job.pip)
-    after = await work.solver.solve(
-        list((asked | new).values()), locked=locked, constraints=_constraints(work, installed, set(new))
-    )
+    specs = list((asked | new).values())
+    if everything:
+        # What came without being asked for, and nothing needs, as the pip of a new environment, stays too.
+        specs += sorted(set(installed) - records.needed(installed, list(asked)))
+    after = await work.solver.solve(specs, locked=locked, constraints=_constraints(work, installed, set(new)))
     return await _changed(work, installed, after, asked | new, update=list(new.values()), pip=job.pip)
 
 

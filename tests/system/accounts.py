@@ -128,6 +128,8 @@ class Host:
         self.bob = self.add("bob")
         # As systemd makes it for whoever logs in; ada has none.
         self.runtime = Path(f"/run/user/{pwd.getpwnam(self.bob).pw_uid}")
+        # Of an earlier account with this number, where a test was killed.
+        shutil.rmtree(self.runtime, ignore_errors=True)
         self.runtime.mkdir(mode=0o700, parents=True)
         shutil.chown(self.runtime, self.bob, self.bob)
         run("groupadd", f"sksdg{self.mark}")

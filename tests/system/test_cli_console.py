@@ -49,7 +49,7 @@ class Console(CommandCase):
         engine = (await self.answer("start", "local", sys.prefix))["engine"]["id"]
         later = "threading.Thread(target=lambda: (time.sleep(1), print('missed' + '!'))).start()"
         await self.sksd("run", "local", "--engine", engine, "-c", f"print('had')\nimport threading, time\n{later}")
-        while not (await self.answer("engines", "local"))[0]["missed"]:
+        while "missed!" not in (await self.sksd("log", "local", engine, "--outputs")).out:
             pass
         for words in (b"missed while nobody", b"In ["):
             # The second time there is nothing.

@@ -161,6 +161,13 @@ class Changing(WorkerCase):
         self.done("create", "bare", specs=[BASE])
         self.assertEqual(self.fails("add", "bare", pip=["sksdpip"]).code, "no-pip")
 
+    def test_an_update_of_everything_takes_nothing_away(self) -> None:
+        """As the pip that came with Python, which nobody asked for."""
+        self.done("create", "one", specs=["python"])
+        before = self.packages("one")
+        self.done("update", "one")
+        self.assertEqual(self.packages("one"), before)
+
     def test_frozen(self) -> None:
         self.done("create", "one", specs=[BASE])
         (self.prefix("one") / "conda-meta" / "frozen").write_text(json.dumps({"message": "It is the host's own."}))
