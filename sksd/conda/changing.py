@@ -63,8 +63,8 @@ async def update(work: Work) -> Done:
         return await _changed(work, installed, locked, asked, update=[], pip=job.pip)
     specs = list((asked | new).values())
     if everything:
-        # What came without being asked for, and nothing needs, as the pip of a new environment, stays too.
-        specs += sorted(set(installed) - records.needed(installed, list(asked)))
+        # What came without being asked for, as the pip of a new environment, stays too; conda does the same.
+        specs += sorted(set(installed) - set(asked))
     after = await work.solver.solve(specs, locked=locked, constraints=_constraints(work, installed, set(new)))
     return await _changed(work, installed, after, asked | new, update=list(new.values()), pip=job.pip)
 
