@@ -1,5 +1,6 @@
-"""Reaching a resident process (sksd.wire.resident) from outside: starting it where none answers, and Perspective
-Broker over its UNIX socket. Used by the daemon for the proxy, and by the proxy for the keeper."""
+"""Reaching a resident process (sksd.wire.resident) from outside: starting it where none answers, Perspective Broker
+over its UNIX socket, and its root for as long as it is needed. Used by the daemon for the proxy, and by the proxy for
+the keeper."""
 
 from __future__ import annotations
 
@@ -8,22 +9,35 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from twisted.internet import defer, error, protocol
+import msgspec
+from twisted.internet import defer, error, protocol, task
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.spread import pb
 
 from sksd import paths
-from sksd.errors import CannotWrite, ProxyFailed
-from sksd.wire.broker import BrokerFactory, LimitedBroker
+from sksd.errors import CannotWrite, ProxyFailed, ProxyLost, SksdError
+from sksd.wire import messages
+from sksd.wire.broker import BrokerFactory, LimitedBroker, Remote
+from sksd.wire.calls import Caller
 from sksd.wire.names import PREAMBLE_PB
 
 log = Logger()
 
+M = TypeVar("M", bound=msgspec.Struct)
+
 #: Seconds a process has from its start until it listens.
 START_TIMEOUT: Final = 20.0
+
+#: Seconds a process has to answer its first call.
+FIRST_CALL: Final = 15.0
+#: Seconds before each attempt to have a process again for engines whose own was lost.
+AGAIN: Final = (0.0, 0.5, 2.0, 10.0)
 
 #: Never handed on to a user's processes.
 _OWN_VARIABLES: Final = ("SKSD_PASSWORD", "SKSD_CONF", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")
@@ -145,3 +159,131 @@ class Connecting(protocol.Factory):
     def _gone(self) -> None:
         if not self.ready.called:
             self.ready.errback(ConnectionError("it closed the connection"))
+
+
+class _Listener(Remote):
+    def __init__(self, told: Callable[[messages.Event], None]) -> None:
+        self._told = told
+
+    async def remote_event(self, request: dict[str, Any]) -> messages.Nothing:
+        self._told(messages.read(messages.Event, request))
+        return messages.Nothing()
+
+
+class Reached:
+    """The root of `user`'s resident process: reached when first needed, told the settings, listened to, and reached
+    again when it was lost. `what` begins the problem when it cannot be had.
+
+    A subclass says where it is (`endpoint`), and does what its answers and events lead to.
+    """
+
+    def __init__(self, reactor: Any, user: str, settings: messages.Settings, what: str = "") -> None:
+        self.user = user
+        self._reactor = reactor
+        self._settings = settings
+        self._what = what
+        self._broker: Any = None
+        self._root: pb.RemoteReference | None = None
+        self._reaching: list[defer.Deferred[None]] | None = None
+        self._stopping = False
+        # One for all calls of `settings`, so that no event is told twice.
+        self._listener = _Listener(self._told)
+        self._caller = Caller(reactor, "the host", gone=ProxyLost, user=user)
+
+    async def endpoint(self) -> IStreamClientEndpoint:
+        """Its socket; it runs when this returns."""
+        raise NotImplementedError
+
+    def _greeted(self, info: messages.ProxyInfo) -> None:
+        """What it said to the settings."""
+        raise NotImplementedError
+
+    def _told(self, event: messages.Event) -> None:
+        """It tells of something."""
+        raise NotImplementedError
+
+    def _gone(self) -> bool:
+        """Its connection is lost; whether another is needed now."""
+        raise NotImplementedError
+
+    async def call(
+        self,
+        name: str,
+        request: msgspec.Struct,
+        answer: type[M],
+        *references: pb.Referenceable | None,
+        timeout: float = 30.0,
+    ) -> M:
+        """A call of the root, which is reached (and its process started) first if need be.
+
+        Raises what it raised, ProxyFailed when it cannot be had, ProxyLost when it ended meanwhile.
+        """
+        root = await self.reach()
+        return await self._caller.call(root, name, request, answer, *references, timeout=timeout)
+
+    async def reach(self) -> pb.RemoteReference:
+        """The root; callers that come while it is being reached share one attempt."""
+        if self._root is not None:
+            return self._root
+        if self._reaching is not None:
+            turn: defer.Deferred[None] = defer.Deferred()
+            self._reaching.append(turn)
+            await turn
+            return await self.reach()
+        self._reaching = []
+        try:
+            return await self._reach()
+        finally:
+            waiting, self._reaching = self._reaching, None
+            for turn in waiting:
+                turn.callback(None)
+
+    async def _reach(self) -> pb.RemoteReference:
+        factory = Connecting()
+        connected: Any = None
+        try:
+            connected = await (await self.endpoint()).connect(factory)
+            broker = await factory.ready.addTimeout(FIRST_CALL, self._reactor)
+            root: pb.RemoteReference = broker.remoteForName("root")  # type: ignore[no-untyped-call]
+            info = await self._greet(root)
+        except BaseException as error:
+            # One that does not answer, or is of a version that refuses us: each attempt would leave one behind.
+            if connected is not None:
+                connected.transport.abortConnection()
+            if isinstance(error, SksdError) or not isinstance(error, Exception):
+                raise
+            late = isinstance(error, defer.TimeoutError)
+            problem = "it does not answer" if late else str(error) or type(error).__name__
+            raise ProxyFailed(user=self.user, problem=self._what + problem) from None
+        broker.notifyOnDisconnect(self._lost)  # type: ignore[no-untyped-call]
+        self._broker, self._root = broker, root
+        self._greeted(info)
+        return root
+
+    async def _greet(self, root: pb.RemoteReference) -> messages.ProxyInfo:
+        return await self._caller.call(
+            root, "settings", self._settings, messages.ProxyInfo, self._listener, timeout=FIRST_CALL
+        )
+
+    def disconnect(self) -> None:
+        """Called when this process ends; the other goes on while it is needed."""
+        self._stopping = True
+        if self._root is not None:
+            self._broker.transport.loseConnection()
+
+    def _lost(self) -> None:
+        self._root = None
+        if self._gone() and not self._stopping:
+            defer.ensureDeferred(self._reach_again())
+
+    async def _reach_again(self) -> None:
+        # The socket of one that was killed may still answer while the machine takes it down.
+        for pause in AGAIN:
+            await task.deferLater(self._reactor, pause)
+            if self._stopping or self._root is not None:
+                return
+            try:
+                await self.reach()
+                return
+            except SksdError as error:
+                log.error("{why}", why=str(error))

@@ -20,10 +20,11 @@ from sksd.server.audit import Audit, Nowhere
 from sksd.server.door import Connections, Visit
 from sksd.server.gate import UserGate
 from sksd.server.links import LinkDoor
-from sksd.server.proxies import AGAIN, FIRST_CALL, LET_GO, UserProxy
+from sksd.server.proxies import LET_GO, UserProxy
 from sksd.wire import messages
 from sksd.wire.broker import BrokerFactory, Remote
 from sksd.wire.names import PREAMBLE_PB
+from sksd.wire.reaching import AGAIN, FIRST_CALL
 from sksd.wire.tickets import Tickets
 
 
