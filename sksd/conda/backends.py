@@ -227,13 +227,7 @@ async def clone(work: Work) -> Done:
     """A new environment with the packages of another; rename: and that one's end."""
     job = work.job
     tool = Tool(work)
-    source = work.existing(job.source)
-    prefix = places.new(job.prefix, job.name, work.sources.folders)
-    await work.lock(prefix, source)
-    if job.operation == "rename":
-        places.refuse_changing(source, os.path.basename(source))
-        places.refuse_removing(source, os.path.basename(source))
-    places.refuse_making(prefix)
+    source, prefix = await work.copied()
     installed = records.read(source)
     kept = [
         Action(action="install", name=each.name, version=each.version, build=each.build, channel=mask(each.base))

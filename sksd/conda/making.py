@@ -120,13 +120,7 @@ def variables(prefix: str) -> dict[str, str]:
 async def clone(work: Work) -> Done:
     """The same packages in a new prefix, and with them what no package owns: pip's packages, a person's files."""
     job = work.job
-    source = work.existing(job.source)
-    prefix = places.new(job.prefix, job.name, work.sources.folders)
-    await work.lock(prefix, source)
-    if job.operation == "rename":
-        places.refuse_changing(source, os.path.basename(source))
-        places.refuse_removing(source, os.path.basename(source))
-    places.refuse_making(prefix)
+    source, prefix = await work.copied()
     installed = records.read(source)
     meta = Path(source, "conda-meta")
     after = [rattler.PrefixRecord.from_path(meta / f"{each.stem}.json") for each in installed.values()]

@@ -80,6 +80,18 @@ class Work:
             if left is not None:
                 self.notes.append(f"An earlier change of {left.name} had been cut off. {await self.mended(left)}")
 
+    async def copied(self) -> tuple[str, str]:
+        """(source, new prefix) of a clone or rename, locked; refuses what may not be."""
+        job = self.job
+        source = self.existing(job.source)
+        prefix = places.new(job.prefix, job.name, self.sources.folders)
+        await self.lock(prefix, source)
+        if job.operation == "rename":
+            places.refuse_changing(source, os.path.basename(source))
+            places.refuse_removing(source, os.path.basename(source))
+        places.refuse_making(prefix)
+        return source, prefix
+
     async def taken(self, lock: PrefixLock, name: str) -> None:
         """Wait for a lock, and say so now and then."""
         told = -_SIGN
